@@ -1,0 +1,48 @@
+# Every target sets up what it needs: a virtual environment in .venv with the pinned versions of constraints.txt.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+ZERO_FLAGS ?=
+
+.PHONY: help train test check format stubs install bench clean
+
+help: ## Show what can be made
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | column -t -s "$$(printf '\t')"
+
+train: install ## Train on the triangle puzzle for ten minutes (ZERO_FLAGS adds options of `zero train`)
+	@$(BIN)/zero train $(ZERO_FLAGS)
+
+test: install ## Check and run every test, the slow ones included
+	@echo "==> make test: checks, then all tests (about ten minutes; \`$(BIN)/pytest\` runs the fast ones in under two)"
+	@$(MAKE) --no-print-directory check
+	@$(BIN)/pytest -m "" --durations=5
+	@echo "==> All passed. Next: \`make train\` trains an agent; \`$(BIN)/zero --help\` lists the commands."
+
+check: install ## Lint, types, imports, generated stubs
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/pyright
+	@$(BIN)/lint-imports
+	@PATH="$(CURDIR)/$(BIN):$$PATH" sh tests/check_stubs.sh
+
+format: install ## Format and fix what ruff can
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+stubs: install ## Regenerate zero/wire from proto/
+	@PATH="$(CURDIR)/$(BIN):$$PATH" python -m grpc_tools.protoc -Izero/wire=proto --python_out=. --mypy_out=. --grpc_python_out=. --mypy_grpc_out=. proto/*.proto
+
+install: $(STAMP) ## Create .venv with the pinned packages
+
+$(STAMP): pyproject.toml constraints.txt
+	@echo "==> Setting up $(VENV) (once, or when the requirements change; a minute or two)"
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) not found: install Python 3.11 or newer, or name one with PYTHON=..."; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is older than 3.11: name a newer one with PYTHON=..."; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { echo "python3-venv is missing: apt-get install python3-venv"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+clean: ## Remove the virtual environment and caches (runs/ stays)
+	rm -rf $(VENV) .pytest_cache .ruff_cache *.egg-info

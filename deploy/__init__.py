@@ -1,0 +1,1 @@
+"""Deployment: command line, Ray launch, live view, Prometheus, experiments."""

@@ -1,0 +1,1 @@
+"""The learner: draws sequences, trains, publishes weights, keeps the run."""

@@ -1,0 +1,1 @@
+"""The replay server: stores trajectories durably, serves sequences and weights."""

@@ -1,0 +1,1 @@
+"""Games: positions as arrays, many at once, with chance passed in."""

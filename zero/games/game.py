@@ -1,0 +1,135 @@
+"""The interface of a game: positions as arrays, many games at once, chance passed in."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zero.trajectories import ColumnSpec
+
+States = NDArray[np.uint64]
+"""Positions, [B, state_size]: everything the rules need, nothing random inside."""
+
+
+@dataclass(frozen=True)
+class Transition:
+    """What one half of a step did to B positions.
+
+    Attributes:
+        states: uint64 [B, state_size], the positions after it. New arrays; inputs are never changed.
+        rewards: float32 [B], to the player who moved.
+        terminated: bool [B], the game is over.
+        chance_pending: bool [B], the position is an afterstate that waits for `resolve`.
+    """
+
+    states: States
+    rewards: NDArray[np.float32]
+    terminated: NDArray[np.bool_]
+    chance_pending: NDArray[np.bool_]
+
+
+class Game(ABC):
+    """Rules of a game for batches of positions.
+
+    A step has two halves: `apply`, what the player's action does, and `resolve`, what chance does where the first half
+    left `chance_pending`. A position never carries a random generator: outcomes are passed in, so a search that draws its
+    own outcomes cannot foresee the real ones. Rows of a batch are independent of each other. A finished position stays as
+    it is under any action, with reward 0.
+
+    Attributes:
+        name: the registered name.
+        num_actions: size A of the action space.
+        max_legal_actions: the most legal actions that any position has.
+        num_players: 1, or 2 for zero-sum games in turns.
+        state_size: uint64 words per position.
+        chance_size: numbers per chance outcome; 0 if nothing is ever random.
+        observation_spec: dtype and shape of a compact observation; its name is "observation".
+        planes_shape: (C, H, W) of the encoded planes.
+        num_features: F, encoded scalars beside the planes; may be 0.
+    """
+
+    name: ClassVar[str]
+    num_actions: int
+    max_legal_actions: int
+    num_players: int
+    state_size: int
+    chance_size: int
+    observation_spec: ColumnSpec
+    planes_shape: tuple[int, int, int]
+    num_features: int
+
+    @property
+    def encoded_size(self) -> int:
+        """C * H * W + F, the length of one encoded observation."""
+        channels, height, width = self.planes_shape
+        return channels * height * width + self.num_features
+
+    @abstractmethod
+    def initial(self, outcomes: NDArray[np.int64]) -> States:
+        """Start positions from chance outcomes [B, chance_size]."""
+
+    @abstractmethod
+    def legal_action_mask(self, states: States) -> NDArray[np.bool_]:
+        """bool [B, A], True = legal; all False when the game is over or chance is pending."""
+
+    @abstractmethod
+    def apply(self, states: States, actions: NDArray[np.int64]) -> Transition:
+        """Play actions [B] without resolving chance."""
+
+    @abstractmethod
+    def resolve(self, states: States, outcomes: NDArray[np.int64]) -> Transition:
+        """Apply chance outcomes [B, chance_size] to the rows where chance is pending; other rows stay, reward 0."""
+
+    @abstractmethod
+    def chance_from_uniforms(self, uniforms: NDArray[np.float64]) -> NDArray[np.int64]:
+        """Map uniform numbers in [0, 1), [B, chance_size], to outcomes [B, chance_size] with the game's distribution."""
+
+    @abstractmethod
+    def terminated(self, states: States) -> NDArray[np.bool_]:
+        """bool [B], the game is over."""
+
+    @abstractmethod
+    def to_play(self, states: States) -> NDArray[np.int8]:
+        """int8 [B], the player to move, 0 or 1."""
+
+    @abstractmethod
+    def observation(self, states: States) -> NDArray[np.generic]:
+        """Compact observations [B, *observation_spec.shape]: what is stored."""
+
+    @abstractmethod
+    def decode(self, observations: NDArray[np.generic]) -> States:
+        """Positions from compact observations; counters that the rules do not need may be lost."""
+
+    @abstractmethod
+    def encode(self, observations: NDArray[np.generic]) -> NDArray[np.float32]:
+        """Network input [B, C * H * W + F]: planes in C order, then features."""
+
+    @abstractmethod
+    def render_ascii(self, states: States, index: int = 0) -> str:
+        """Position `index` of the batch as text."""
+
+    def search_action_mask(self, states: States) -> NDArray[np.bool_]:
+        """Legal actions [B, A] less those that only repeat another one; at least one wherever any is legal."""
+        return self.legal_action_mask(states)
+
+    def draw_chance(self, rng: np.random.Generator, batch_size: int) -> NDArray[np.int64]:
+        """Outcomes [batch_size, chance_size] drawn from a generator."""
+        return self.chance_from_uniforms(rng.random((batch_size, self.chance_size)))
+
+    def step(self, states: States, actions: NDArray[np.int64], outcomes: NDArray[np.int64]) -> Transition:
+        """Play actions [B] and resolve chance with outcomes [B, chance_size] where it is pending.
+
+        Rewards of both halves are added; `chance_pending` of the result is False everywhere.
+        """
+        applied = self.apply(states, actions)
+        if not applied.chance_pending.any():
+            return applied
+        resolved = self.resolve(applied.states, outcomes)
+        return Transition(
+            resolved.states,
+            applied.rewards + resolved.rewards,
+            applied.terminated | resolved.terminated,
+            resolved.chance_pending,
+        )

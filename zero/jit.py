@@ -1,0 +1,14 @@
+"""The one way functions are compiled: numba, cached on disk, without the GIL, typed as the function it decorates."""
+
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar, cast
+
+import numba
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def njit(function: Callable[P, R]) -> Callable[P, R]:
+    """Compile a function; the machine code is kept beside the module, so later processes start without compiling."""
+    return cast("Callable[P, R]", numba.njit(cache=True, nogil=True, boundscheck=False)(function))

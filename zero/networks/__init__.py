@@ -1,0 +1,1 @@
+"""Networks: what maps encoded observations to policy logits and values."""

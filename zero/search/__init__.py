@@ -1,0 +1,1 @@
+"""Search: batched Gumbel AlphaZero over struct-of-arrays trees."""
