@@ -35,9 +35,9 @@ class NetworkConfig(Section):
     channels: PositiveInt = 32
     blocks: PositiveInt = 2
     value_hidden: PositiveInt = 64
-    support_min: float = Field(0.0, allow_inf_nan=False)
-    support_max: float = Field(20.0, allow_inf_nan=False)
-    support_size: int = Field(41, ge=2)
+    support_min: float = Field(default=0.0, allow_inf_nan=False)
+    support_max: float = Field(default=20.0, allow_inf_nan=False)
+    support_size: int = Field(default=41, ge=2)
     value_transform: bool = True
 
     @model_validator(mode="after")
@@ -54,15 +54,15 @@ class SearchConfig(Section):
     max_num_considered_actions: PositiveInt = 16
     c_visit: PositiveFloat = 50.0
     c_scale: PositiveFloat = 0.1
-    min_value_range: float = Field(0.01, ge=0, allow_inf_nan=False)
+    min_value_range: float = Field(default=0.01, ge=0, allow_inf_nan=False)
 
 
 class SelfPlayConfig(Section):
     """How actors play."""
 
     games_per_actor: PositiveInt = 64
-    gumbel_scale: float = Field(1.0, ge=0, allow_inf_nan=False)
-    sampled_moves: int = Field(0, ge=0)
+    gumbel_scale: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    sampled_moves: int = Field(default=0, ge=0)
     max_moves: PositiveInt = 2000
 
 
@@ -71,7 +71,7 @@ class ReplayConfig(Section):
 
     capacity: PositiveInt = 100_000
     min_size_to_sample: PositiveInt = 2_000
-    samples_per_insert: float = Field(8.0, ge=0, allow_inf_nan=False)
+    samples_per_insert: float = Field(default=8.0, ge=0, allow_inf_nan=False)
     error_buffer: PositiveFloat = 20_000.0
     selector: Selector = Selector.PRIORITIZED
     priority_exponent: Fraction = 0.6
@@ -85,11 +85,11 @@ class LearnerConfig(Section):
     td_steps: PositiveInt = 32
     td_lambda: Fraction = 0.9
     learning_rate: PositiveFloat = 2e-3
-    warmup_steps: int = Field(20, ge=0)
+    warmup_steps: int = Field(default=20, ge=0)
     schedule: Literal["constant", "cosine"] = "cosine"
     schedule_steps: PositiveInt = 4_000
     final_learning_rate_fraction: Fraction = 0.1
-    weight_decay: float = Field(1e-4, ge=0, allow_inf_nan=False)
+    weight_decay: float = Field(default=1e-4, ge=0, allow_inf_nan=False)
     max_grad_norm: PositiveFloat = 1.0
     value_loss_weight: PositiveFloat = 1.0
     importance_sampling_exponent: Fraction = 0.4
@@ -103,15 +103,15 @@ class EvaluationConfig(Section):
 
     interval_seconds: PositiveFloat = 60.0
     num_games: PositiveInt = 32
-    seed: int = Field(1_000_000, ge=0)
+    seed: int = Field(default=1_000_000, ge=0)
 
 
 class ExperimentConfig(Section):
     """All of an experiment; every number once."""
 
     name: str = Field("triangle", pattern=r"^[a-z0-9._-]{1,64}$")
-    seed: int = Field(0, ge=0)
-    discount: float = Field(0.99, gt=0, le=1)
+    seed: int = Field(default=0, ge=0)
+    discount: float = Field(default=0.99, gt=0, le=1)
     game: GameConfig = GameConfig()
     network: NetworkConfig = NetworkConfig()
     search: SearchConfig = SearchConfig()

@@ -33,10 +33,10 @@ class Transition:
 class Game(ABC):
     """Rules of a game for batches of positions.
 
-    A step has two halves: `apply`, what the player's action does, and `resolve`, what chance does where the first half
-    left `chance_pending`. A position never carries a random generator: outcomes are passed in, so a search that draws its
-    own outcomes cannot foresee the real ones. Rows of a batch are independent of each other. A finished position stays as
-    it is under any action, with reward 0.
+    A step has two halves: `apply`, what the player's action does, and `resolve`, what chance does where the first
+    half left `chance_pending`. A position never carries a random generator: outcomes are passed in, so a search that
+    draws its own outcomes cannot foresee the real ones. Rows of a batch are independent of each other. A finished
+    position stays as it is under any action, with reward 0.
 
     Attributes:
         name: the registered name.
@@ -84,7 +84,7 @@ class Game(ABC):
 
     @abstractmethod
     def chance_from_uniforms(self, uniforms: NDArray[np.float64]) -> NDArray[np.int64]:
-        """Map uniform numbers in [0, 1), [B, chance_size], to outcomes [B, chance_size] with the game's distribution."""
+        """Map uniforms in [0, 1), [B, chance_size], to outcomes [B, chance_size] with the game's distribution."""
 
     @abstractmethod
     def terminated(self, states: States) -> NDArray[np.bool_]:

@@ -28,8 +28,8 @@ class RootOutput:
 class StepOutput:
     """What one simulated step gave, for B games.
 
-    Where `is_chance` holds, the step ended in an afterstate: `embeddings` holds the afterstate, while `chance_rewards` and
-    `values` belong to one sampled outcome of it, and `logits` mean nothing.
+    Where `is_chance` holds, the step ended in an afterstate: `embeddings` holds the afterstate, while `chance_rewards`
+    and `values` belong to one sampled outcome of it, and `logits` mean nothing.
 
     Attributes:
         embeddings: [B, ...], of the reached node.
@@ -40,7 +40,8 @@ class StepOutput:
         values: float32 [B], return-to-go for the player to move after the step; 0 where the game is over.
         logits: float32 [B, A].
         legal_action_mask: bool [B, A].
-        terminated: bool [B], no descent below this node. False for a chance node even if the sampled outcome ended the game.
+        terminated: bool [B], no descent below this node. False for a chance node even if the sampled outcome ended
+            the game.
         is_chance: bool [B].
     """
 
@@ -78,8 +79,8 @@ class SearchModel(Protocol):
         """Step every game once.
 
         Args:
-            embeddings: [B, ...], of the node that each game steps from. With action -1 it is an afterstate, of which one
-                more outcome is sampled.
+            embeddings: [B, ...], of the node that each game steps from. With action -1 it is an afterstate, of which
+                one more outcome is sampled.
             actions: int64 [B], -1 to sample another outcome of an afterstate.
             uniforms: float64 [B, chance_size] in [0, 1), consumed where chance is pending.
         """
