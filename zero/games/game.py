@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
+from xml.sax.saxutils import escape
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,10 @@ from zero.trajectories import ColumnSpec
 
 States = NDArray[np.uint64]
 """Positions, [B, state_size]: everything the rules need, nothing random inside."""
+
+
+class GameError(ValueError):
+    """A game, an option or a position that cannot be; the text is one line that says what was given and is allowed."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +114,23 @@ class Game(ABC):
     @abstractmethod
     def render_ascii(self, states: States, index: int = 0) -> str:
         """Position `index` of the batch as text."""
+
+    def render_svg(self, states: States, index: int = 0) -> str:
+        """Position `index` of the batch as an SVG document; unless a game draws one, its text."""
+        lines = self.render_ascii(states, index).splitlines()
+        width = 10 * max([1, *(len(line) for line in lines)]) + 20
+        rows = "".join(
+            f'<text x="10" y="{20 * row + 25}" xml:space="preserve">{escape(line)}</text>'
+            for row, line in enumerate(lines)
+        )
+        return (
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {20 * len(lines) + 20}" '
+            f'font-family="monospace" font-size="16">{rows}</svg>'
+        )
+
+    def stats(self, states: States) -> dict[str, NDArray[np.float64]]:  # noqa: ARG002
+        """Counters of the game so far, by name, each [B]; empty unless a game counts anything."""
+        return {}
 
     def search_action_mask(self, states: States) -> NDArray[np.bool_]:
         """Legal actions [B, A] less those that only repeat another one; at least one wherever any is legal."""

@@ -1,0 +1,224 @@
+"""Geometry of the triangle puzzle: cells, lines, templates and shapes, and the tables that the kernels read."""
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Cell = tuple[int, int]
+"""(row, column), rows from the top."""
+
+Range = tuple[int, int]
+"""[start, end) of the playable columns of a row."""
+
+NO_SHAPE = 255
+"""Shape id of an empty slot."""
+
+NUM_DIRECTIONS = 3
+MAX_SHAPE_SIZE = 5
+_WORD_BITS = 64
+
+HEXAGON: tuple[Range, ...] = ((3, 12), (2, 13), (1, 14), (0, 15), (0, 15), (1, 14), (2, 13), (3, 12))
+"""Playable columns of the default board, 8 x 15: the regular hexagon of side 4."""
+
+_TEMPLATE_NOTATION = (
+    "U0,0",
+    "U0,0",
+    "U0,0 D1,0",
+    "U0,0 D1,0",
+    "D0,0",
+    "U0,0 D0,1",
+    "U0,0 D0,1",
+    "D0,0 U0,1",
+    "D0,0 U0,1",
+    "U0,0 D0,1 U0,2",
+    "D0,0 U0,1 D0,2",
+    "U0,0 D0,1 U0,2 D1,0",
+    "U0,0 D0,1 U0,2 D1,2",
+    "D0,0 U0,1 U1,0 D1,1",
+    "U0,0 U0,2 D1,0 U1,1 D1,2",
+    "U0,0 D1,-2 U1,-1 D1,0",
+    "U0,0 D0,1 D1,0 U1,1",
+    "U0,0 D0,1 D1,0 U1,1 D1,2",
+    "U0,0 D0,1 U0,2 D1,0 U1,1",
+    "U0,0 D0,1 U0,2 D1,0 D1,2",
+    "U0,0 D0,1 U0,2 U1,1 D1,2",
+    "U0,0 U0,2 D1,0 U1,1 D1,2",
+    "U0,0 D0,1 D1,0 U1,1 D1,2",
+    "D0,0 U0,1 D1,1",
+    "U0,0 U1,-1 D1,0",
+    "U0,0 D1,0 U1,1",
+    "U0,0 U1,-1 D1,0 U1,1",
+    "U0,0 U1,-1 D1,0",
+    "D0,0 U0,1 D0,2 D1,1",
+    "D0,0 U0,1 D1,1",
+    "U0,0 D0,1 D1,0",
+)
+
+
+class Shape(NamedTuple):
+    """A piece.
+
+    Attributes:
+        up: whether its triangle at (0, 0), which every shape has, points up.
+        offsets: (row, column) of its triangles from the origin, (0, 0) among them, sorted.
+    """
+
+    up: bool
+    offsets: tuple[Cell, ...]
+
+
+def _parse(notation: str) -> Shape:
+    up: dict[Cell, bool] = {}
+    for triangle in notation.split():
+        row, column = triangle[1:].split(",")
+        up[int(row), int(column)] = triangle[0] == "U"
+    return Shape(up[0, 0], tuple(sorted(up)))
+
+
+TEMPLATES: tuple[Shape, ...] = tuple(_parse(notation) for notation in _TEMPLATE_NOTATION)
+"""The 31 equally likely templates; some occur twice, which doubles their probability."""
+
+SHAPES: tuple[Shape, ...] = tuple(dict.fromkeys(TEMPLATES))
+"""The 23 distinct shapes; a shape id is an index into this."""
+
+SHAPE_OF_TEMPLATE: tuple[int, ...] = tuple(SHAPES.index(template) for template in TEMPLATES)
+
+
+def points_up(row: int, column: int) -> bool:
+    """Whether the triangle in this cell points up; so does every other cell of a row, whatever is playable."""
+    return (row + column) % 2 == 1
+
+
+def live_cells(ranges: Sequence[Range]) -> list[Cell]:
+    """The playable cells, row by row."""
+    return [(row, column) for row, (start, end) in enumerate(ranges) for column in range(start, end)]
+
+
+def find_lines(ranges: Sequence[Range], min_length: int) -> list[list[list[Cell]]]:
+    """Maximal runs of playable cells, for each direction (along the row, falling, rising), sorted by first cell."""
+    live = set(live_cells(ranges))
+    lines: list[list[list[Cell]]] = []
+    for direction in range(NUM_DIRECTIONS):
+        starts = sorted(live - {_next_cell(cell, direction) for cell in live})
+        runs = [_run(start, direction, live) for start in starts]
+        lines.append([run for run in runs if len(run) >= min_length])
+    return lines
+
+
+def _next_cell(cell: Cell, direction: int) -> Cell:
+    row, column = cell
+    crosses_row = (direction == 1 and points_up(row, column)) or (direction == 2 and not points_up(row, column))
+    if not crosses_row:
+        return row, column + 1
+    return (row + 1, column) if direction == 1 else (row - 1, column)
+
+
+def _run(start: Cell, direction: int, live: set[Cell]) -> list[Cell]:
+    run = [start]
+    while (cell := _next_cell(run[-1], direction)) in live:
+        run.append(cell)
+    return run
+
+
+class BoardTables(NamedTuple):
+    """What the kernels need to know of a board; W = number of 64-bit words for all rows * columns cells.
+
+    A bitboard is uint64 [W]; cell (r, c) is bit `r * columns + c`, counted from the lowest bit of the first word.
+
+    Attributes:
+        num_cells: rows * columns.
+        num_words: W.
+        num_slots: preview slots.
+        live: bitboard of the playable cells.
+        line_masks: uint64 [L, W], the cells of each line.
+        line_lengths: int64 [L].
+        cell_lines: int64 [3, num_cells], the line through a cell in each direction; L for none.
+        shape_sizes: int64 [23].
+        shape_offsets: int64 [23, 5], bits from the origin to each triangle of a shape; rows are filled up with 0.
+        shape_origins: uint64 [23, W], where each shape fits on the empty board.
+        template_shapes: int64 [31], the shape id of each template.
+        live_planes: float32 [2, num_cells], ones at playable cells that point up, and at those that point down.
+    """
+
+    num_cells: int
+    num_words: int
+    num_slots: int
+    live: NDArray[np.uint64]
+    line_masks: NDArray[np.uint64]
+    line_lengths: NDArray[np.int64]
+    cell_lines: NDArray[np.int64]
+    shape_sizes: NDArray[np.int64]
+    shape_offsets: NDArray[np.int64]
+    shape_origins: NDArray[np.uint64]
+    template_shapes: NDArray[np.int64]
+    live_planes: NDArray[np.float32]
+
+
+def build_tables(columns: int, ranges: Sequence[Range], num_slots: int, min_line_length: int) -> BoardTables:
+    """Tables of a board with `columns` columns and one row per range."""
+    num_cells = len(ranges) * columns
+    live = live_cells(ranges)
+    masks, cell_lines = _line_tables(columns, ranges, min_line_length)
+    live_planes = np.zeros((2, num_cells), np.float32)
+    for row, column in live:
+        live_planes[0 if points_up(row, column) else 1, row * columns + column] = 1
+    offsets = np.zeros((len(SHAPES), MAX_SHAPE_SIZE), np.int64)
+    for shape_id, shape in enumerate(SHAPES):
+        # An offset is negative only on a board too narrow for the shape, where no origin is ever tried.
+        bits = [max(0, row * columns + column) for row, column in shape.offsets]
+        offsets[shape_id, : len(bits)] = bits
+    return BoardTables(
+        num_cells=num_cells,
+        num_words=-(-num_cells // _WORD_BITS),
+        num_slots=num_slots,
+        live=bitboard(live, columns, num_cells),
+        line_masks=masks,
+        line_lengths=np.bitwise_count(masks).sum(axis=1, dtype=np.int64),
+        cell_lines=cell_lines,
+        shape_sizes=np.array([len(shape.offsets) for shape in SHAPES]),
+        shape_offsets=offsets,
+        shape_origins=np.stack([bitboard(_origins(shape, live), columns, num_cells) for shape in SHAPES]),
+        template_shapes=np.array(SHAPE_OF_TEMPLATE),
+        live_planes=live_planes,
+    )
+
+
+def bitboard(cells: Iterable[Cell], columns: int, num_cells: int) -> NDArray[np.uint64]:
+    """uint64 [W], the cells as bits."""
+    words = np.zeros(-(-num_cells // _WORD_BITS), np.uint64)
+    for row, column in cells:
+        word, bit = divmod(row * columns + column, _WORD_BITS)
+        words[word] |= np.uint64(1 << bit)
+    return words
+
+
+def _line_tables(
+    columns: int, ranges: Sequence[Range], min_length: int
+) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+    """`line_masks` and `cell_lines`; two directions with the same cells, on tiny boards, are one line."""
+    num_cells = len(ranges) * columns
+    by_direction = find_lines(ranges, min_length)
+    distinct = list(dict.fromkeys(frozenset(line) for lines in by_direction for line in lines))
+    cell_lines = np.full((NUM_DIRECTIONS, num_cells), len(distinct), np.int64)
+    for direction, lines in enumerate(by_direction):
+        for line in lines:
+            number = distinct.index(frozenset(line))
+            for row, column in line:
+                cell_lines[direction, row * columns + column] = number
+    masks = np.zeros((len(distinct), -(-num_cells // _WORD_BITS)), np.uint64)
+    for number, line in enumerate(distinct):
+        masks[number] = bitboard(line, columns, num_cells)
+    return masks, cell_lines
+
+
+def _origins(shape: Shape, live: list[Cell]) -> list[Cell]:
+    """Where the shape fits on the empty board."""
+    playable = set(live)
+    return [
+        (row, column)
+        for row, column in live
+        if points_up(row, column) == shape.up
+        and all((row + down, column + right) in playable for down, right in shape.offsets)
+    ]
