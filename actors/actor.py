@@ -1,0 +1,167 @@
+"""The actor role: plays with the newest weights and sends what it played."""
+
+import logging
+import os
+import secrets
+import time
+from collections import deque
+from dataclasses import dataclass
+from threading import Event
+
+import numpy as np
+import torch
+from prometheus_client import start_http_server
+
+from actors.data_collector import DataCollector
+from actors.metrics import ActorMetrics
+from actors.self_play import MoveReport, SelfPlay
+from actors.weights_client import WeightsClient
+from replay_server.client import ProcessRegistration, ReplayClient, tune_malloc
+from zero.config import ExperimentConfig
+from zero.games.game import Game
+from zero.games.registry import make_game
+from zero.networks.inference import InferenceNetwork, fastest_dtype
+from zero.networks.residual import make_network
+from zero.networks.weights import load_weights
+from zero.search.alphazero_model import AlphaZeroModel
+from zero.search.gumbel import GumbelSearch
+from zero.self_play_table import TABLE_NAME, self_play_table
+from zero.trajectories import Trajectory
+
+logger = logging.getLogger(__name__)
+
+MAX_INSERTS_IN_FLIGHT = 8
+RECENT_GAMES = 100
+
+
+@dataclass(frozen=True)
+class ActorSettings:
+    """Where an actor runs.
+
+    Attributes:
+        replay_address: host:port of the replay server.
+        index: which of the run's actors it is.
+        metrics_host: interface that serves /metrics.
+        metrics_port: its port; 0 takes a free one.
+        entropy: added to the experiment's seed; None draws it from the system, so that a restarted actor plays new
+            games. Give a number to play the same games again.
+    """
+
+    replay_address: str
+    index: int = 0
+    metrics_host: str = "127.0.0.1"
+    metrics_port: int = 0
+    entropy: int | None = None
+
+
+class SearchFactory:
+    """Builds the search for given weights, in the dtype that is fastest on this machine."""
+
+    def __init__(self, config: ExperimentConfig, game: Game) -> None:
+        self._config = config
+        self._game = game
+        self._network = make_network(game, config.network, config.seed)
+        self._batch_size = config.self_play.games_per_actor
+        self.dtype = fastest_dtype(self._network, self._batch_size, time.perf_counter)
+
+    def build(self, payload: bytes) -> GumbelSearch:
+        """A search with these weights.
+
+        Raises:
+            WeightsMismatchError: the weights are of another network.
+        """
+        load_weights(self._network, payload)
+        model = AlphaZeroModel(self._game, InferenceNetwork(self._network, self.dtype), self._config.discount)
+        return GumbelSearch(model, self._config.search, self._batch_size)
+
+
+class ActorLoop:
+    """One actor's way through its life: swap weights, move, send, report."""
+
+    def __init__(
+        self,
+        self_play: SelfPlay,
+        searches: SearchFactory,
+        weights_client: WeightsClient,
+        collector: DataCollector,
+        metrics: ActorMetrics,
+        num_simulations: int,
+    ) -> None:
+        self._self_play = self_play
+        self._searches = searches
+        self._weights_client = weights_client
+        self._collector = collector
+        self._metrics = metrics
+        self._num_simulations = num_simulations
+        self._recent_scores: deque[float] = deque(maxlen=RECENT_GAMES)
+
+    def run(self, stop: Event) -> None:
+        """Play until `stop`, from the first published weights on."""
+        weights = self._weights_client.wait_for_newer(stop)
+        if weights is None:
+            return
+        search = self._searches.build(weights.payload)
+        while not stop.is_set():
+            version = self._weights_client.version
+            trajectories, report = self._self_play.play_move(search, version)
+            self._report(report, version)
+            for trajectory in trajectories:
+                self._send(trajectory)
+            newer = self._weights_client.poll()
+            if newer is not None:
+                search = self._searches.build(newer.payload)
+
+    def _report(self, report: MoveReport, version: int) -> None:
+        self._metrics.moves.inc(report.num_moves)
+        self._metrics.simulations.inc(report.num_moves * self._num_simulations)
+        self._metrics.unique_leaf_ratio.set(report.unique_leaf_ratio)
+        self._metrics.weights_version.set(version)
+
+    def _send(self, trajectory: Trajectory) -> None:
+        score = trajectory.stats["score"]
+        self._recent_scores.append(score)
+        self._metrics.games.inc()
+        self._metrics.score.observe(score)
+        self._metrics.recent_score.set(float(np.mean(self._recent_scores)))
+        self._metrics.game_length.observe(trajectory.num_steps)
+        started = time.perf_counter()
+        self._collector.collect(trajectory)
+        self._metrics.insert_wait.inc(time.perf_counter() - started)
+
+
+def run_actor(config: ExperimentConfig, settings: ActorSettings, stop: Event) -> None:
+    """Be an actor until `stop`.
+
+    Raises:
+        ConfigError, GameError: the experiment cannot be built.
+        ReplayError: the replay server refused.
+        WeightsMismatchError: the published weights are of another network.
+    """
+    tune_malloc()
+    torch.set_num_threads(1)
+    game = make_game(config.game.name, config.game.options)
+    actor_id = f"actor-{settings.index}"
+    entropy = secrets.randbits(128) if settings.entropy is None else settings.entropy
+    seeds = np.random.SeedSequence((config.seed, settings.index, entropy))
+    logger.info("%s plays with entropy %d", actor_id, entropy)
+    self_play = SelfPlay(game, config.self_play, config.search.num_simulations, actor_id, seeds)
+    searches = SearchFactory(config, game)
+    logger.info("%s evaluates in %s", actor_id, searches.dtype)
+    metrics = ActorMetrics()
+    server, server_thread = start_http_server(settings.metrics_port, settings.metrics_host, metrics.registry)
+    metrics_address = f"{settings.metrics_host}:{server.server_port}"
+    try:
+        with ReplayClient(settings.replay_address) as client:
+            client.create_table(self_play_table(config, game))
+            with (
+                ProcessRegistration(client, "actor", actor_id, metrics_address, os.getpid()),
+                WeightsClient(client) as weights_client,
+                DataCollector(client, TABLE_NAME, MAX_INSERTS_IN_FLIGHT, stop) as collector,
+            ):
+                ActorLoop(self_play, searches, weights_client, collector, metrics, config.search.num_simulations).run(
+                    stop
+                )
+    finally:
+        server.shutdown()
+        server_thread.join()
+        server.server_close()

@@ -1,0 +1,55 @@
+"""Prometheus metrics of actors and evaluators."""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Summary
+
+PLAYERS = ("random", "greedy", "policy", "search")
+"""Whom an evaluator measures: two baselines, the network's policy alone, and the policy under search."""
+
+
+class ActorMetrics:
+    """All series of one actor, in a registry of its own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.games = Counter("zero_actor_games", "Games finished.", registry=self.registry)
+        self.moves = Counter("zero_actor_moves", "Moves played.", registry=self.registry)
+        self.simulations = Counter("zero_actor_simulations", "Search simulations made.", registry=self.registry)
+        self.score = Summary("zero_actor_score", "Score of finished games.", registry=self.registry)
+        self.recent_score = Gauge(
+            "zero_actor_recent_score", "Mean score of the last 100 finished games.", registry=self.registry
+        )
+        self.game_length = Histogram(
+            "zero_actor_game_length_moves",
+            "Moves of finished games.",
+            buckets=(5, 10, 20, 40, 80, 160, 320, 640, 1280, 2560),
+            registry=self.registry,
+        )
+        self.weights_version = Gauge(
+            "zero_actor_weights_version", "Version of the weights in play.", registry=self.registry
+        )
+        self.insert_wait = Counter(
+            "zero_actor_insert_wait_seconds", "Time that play waited for inserts.", registry=self.registry
+        )
+        self.unique_leaf_ratio = Gauge(
+            "zero_actor_unique_leaf_ratio", "New nodes per simulation, last move.", registry=self.registry
+        )
+
+
+class EvaluatorMetrics:
+    """All series of one evaluator, in a registry of its own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.score = Gauge(
+            "zero_evaluator_score",
+            "Mean score over the fixed seeds; NaN before the first measurement.",
+            ["player"],
+            registry=self.registry,
+        )
+        for player in PLAYERS:
+            self.score.labels(player).set(float("nan"))
+        self.weights_version = Gauge(
+            "zero_evaluator_weights_version", "Version of the weights measured last.", registry=self.registry
+        )
+        self.evaluations = Counter("zero_evaluator_evaluations", "Evaluations finished.", registry=self.registry)
+        self.seconds = Gauge("zero_evaluator_seconds", "Duration of the last evaluation.", registry=self.registry)

@@ -1,0 +1,279 @@
+"""The learner role: draws batches, trains, sends priorities back, publishes weights, saves checkpoints."""
+
+import logging
+import math
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Event
+
+import numpy as np
+import torch
+from prometheus_client import start_http_server
+from torch import Tensor
+
+from learner.checkpoint import Checkpoint, CheckpointStore
+from learner.data_user import DataUser, DataUserClosedError
+from learner.losses import Loss, TrainingBatch, compute_loss, importance_weights
+from learner.metrics import LearnerMetrics
+from learner.targets import td_lambda_targets
+from learner.weights_publisher import WeightsPublisher
+from replay_server.client import ProcessRegistration, ReplayClient, tune_malloc
+from zero.config import ExperimentConfig, LearnerConfig
+from zero.games.game import Game
+from zero.games.registry import make_game
+from zero.networks.residual import NetworkOutput, ResidualNetwork, make_network
+from zero.networks.weights import load_weights, weights_to_bytes
+from zero.self_play_table import TABLE_NAME, self_play_table
+from zero.trajectories import PriorityUpdates, SequenceBatch
+
+logger = logging.getLogger(__name__)
+
+LOSS_REPORT_INTERVAL_STEPS = 10
+"""Reading a loss for the metrics waits for the device, so not every step does."""
+
+
+@dataclass(frozen=True)
+class LearnerSettings:
+    """Where a learner runs.
+
+    Attributes:
+        replay_address: host:port of the replay server.
+        run_dir: the run's folder; checkpoints are in its subfolder.
+        metrics_host: interface that serves /metrics.
+        metrics_port: its port; 0 takes a free one.
+        num_threads: torch threads.
+        device: a torch device, or "auto" for a GPU if there is one.
+    """
+
+    replay_address: str
+    run_dir: Path
+    metrics_host: str = "127.0.0.1"
+    metrics_port: int = 0
+    num_threads: int = 1
+    device: str = "auto"
+
+
+def learning_rate(config: LearnerConfig, training_step: int) -> float:
+    """The learning rate of a step: linear warm-up, then constant or a cosine down to the final fraction."""
+    warmup = min(1.0, (training_step + 1) / (config.warmup_steps + 1))
+    if config.schedule == "constant":
+        return config.learning_rate * warmup
+    progress = min(1.0, training_step / config.schedule_steps)
+    final = config.final_learning_rate_fraction
+    return config.learning_rate * warmup * (final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+class Learner:
+    """The network in training and its optimizer.
+
+    Attributes:
+        network: what is trained.
+        training_step: optimizer updates made.
+    """
+
+    def __init__(self, config: ExperimentConfig, game: Game, device: torch.device) -> None:
+        self._config = config
+        self._game = game
+        self._device = device
+        self.network: ResidualNetwork = make_network(game, config.network, config.seed).to(device)
+        self._optimizer = torch.optim.AdamW(
+            self.network.parameters(), lr=config.learner.learning_rate, weight_decay=config.learner.weight_decay
+        )
+        self.training_step = 0
+
+    def windows(self) -> dict[str, int]:
+        """Steps needed of every column."""
+        horizon = self._config.learner.td_steps + 1
+        return {"observation": 1, "search_policy": 1, "reward": horizon, "discount": horizon, "search_value": horizon}
+
+    def prepare(self, batch: SequenceBatch) -> TrainingBatch:
+        """Encode the drawn positions and compute their targets."""
+        learner = self._config.learner
+        columns = batch.columns
+        observations = columns["observation"][:, 0]
+        target_value = td_lambda_targets(
+            columns["reward"].astype(np.float32, copy=False),
+            columns["discount"].astype(np.float32) * np.float32(self._config.discount),
+            columns["search_value"].astype(np.float32, copy=False),
+            batch.lengths,
+            learner.td_lambda,
+        )
+        policy = columns["search_policy"][:, 0].astype(np.float32)
+        # Half precision rounds the stored policy, so its sum is 1 only to three digits.
+        policy /= policy.sum(-1, keepdims=True)
+        mask = self._game.search_action_mask(self._game.decode(observations))
+        weights = importance_weights(
+            torch.from_numpy(batch.probabilities), batch.table_size, learner.importance_sampling_exponent
+        )
+        return TrainingBatch(
+            torch.from_numpy(self._game.encode(observations)).to(self._device),
+            torch.from_numpy(mask).to(self._device),
+            torch.from_numpy(policy).to(self._device),
+            torch.from_numpy(target_value).to(self._device),
+            weights.to(self._device),
+        )
+
+    def train(self, batch: TrainingBatch) -> tuple[Loss, Tensor]:
+        """Make one optimizer update; returns the loss before it and the gradient's norm before clipping.
+
+        Raises:
+            FloatingPointError: the loss is not finite; the weights are as they were.
+        """
+        config = self._config.learner
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate(config, self.training_step)
+        output: NetworkOutput = self.network(batch.encoded)
+        loss = compute_loss(output, batch, self.network.support, config.value_loss_weight)
+        if not torch.isfinite(loss.total):
+            raise FloatingPointError(f"the loss of training step {self.training_step} is {float(loss.total)}")
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.total.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), config.max_grad_norm)
+        self._optimizer.step()
+        self.training_step += 1
+        return loss, norm
+
+    def checkpoint(self, weights_version: int) -> Checkpoint:
+        """Everything needed to go on from here."""
+        state = self._optimizer.state_dict()["state"]
+        tensors = {
+            f"{index}.{name}": torch.as_tensor(value).detach().cpu().contiguous()
+            for index, values in state.items()
+            for name, value in values.items()
+        }
+        return Checkpoint(self.training_step, weights_version, weights_to_bytes(self.network), tensors)
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Go on from a checkpoint.
+
+        Raises:
+            WeightsMismatchError: it is of another network.
+        """
+        load_weights(self.network, checkpoint.model)
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in checkpoint.optimizer.items():
+            index, _, key = name.partition(".")
+            state.setdefault(int(index), {})[key] = tensor
+        self._optimizer.load_state_dict({"state": state, "param_groups": self._optimizer.state_dict()["param_groups"]})
+        self.training_step = checkpoint.training_step
+
+
+class LearnerLoop:
+    """One learner's way through its run: draw, train, report, publish, save."""
+
+    def __init__(
+        self,
+        config: ExperimentConfig,
+        learner: Learner,
+        data_user: DataUser,
+        publisher: WeightsPublisher,
+        store: CheckpointStore,
+        metrics: LearnerMetrics,
+    ) -> None:
+        self._config = config
+        self._learner = learner
+        self._data_user = data_user
+        self._publisher = publisher
+        self._store = store
+        self._metrics = metrics
+
+    def run(self, stop: Event) -> None:
+        """Train until `stop`, then save."""
+        publish_interval = self._config.learner.publish_interval_steps
+        saved_at = time.monotonic()
+        self._publish()
+        while not stop.is_set():
+            try:
+                self._step()
+            except DataUserClosedError:
+                break
+            if self._learner.training_step % publish_interval == 0:
+                self._publish()
+            if time.monotonic() - saved_at > self._config.learner.checkpoint_interval_seconds:
+                self._save()
+                saved_at = time.monotonic()
+        self._save()
+
+    def _step(self) -> None:
+        started = time.perf_counter()
+        batch = self._data_user.get_data()
+        drawn = time.perf_counter()
+        self._metrics.batch_wait.inc(drawn - started)
+        training_batch = self._learner.prepare(batch)
+        loss, norm = self._learner.train(training_batch)
+        self._data_user.update_priorities(PriorityUpdates(batch.keys, loss.priorities.cpu().numpy()))
+        self._metrics.step_seconds.observe(time.perf_counter() - drawn)
+        self._metrics.training_steps.inc()
+        self._metrics.training_step.set(self._learner.training_step)
+        if self._learner.training_step % LOSS_REPORT_INTERVAL_STEPS == 1:
+            self._report(batch, training_batch, loss, norm)
+
+    def _report(self, batch: SequenceBatch, training_batch: TrainingBatch, loss: Loss, norm: Tensor) -> None:
+        metrics = self._metrics
+        metrics.policy_loss.set(float(loss.policy))
+        metrics.value_loss.set(float(loss.value))
+        metrics.target_entropy.set(float(loss.target_entropy))
+        metrics.target_value.set(float(training_batch.target_value.mean()))
+        metrics.gradient_norm.set(float(norm))
+        metrics.learning_rate.set(learning_rate(self._config.learner, self._learner.training_step))
+        metrics.staleness.set(self._publisher.version - float(batch.weights_versions.mean()))
+        metrics.weights_version.set(self._publisher.version)
+
+    def _publish(self) -> None:
+        if self._publisher.publish(self._learner.network, self._learner.training_step):
+            self._metrics.weights_version.set(self._publisher.version)
+
+    def _save(self) -> None:
+        self._publisher.wait()
+        folder = self._store.save(self._learner.checkpoint(self._publisher.version), self._config)
+        self._metrics.checkpoint_timestamp.set_to_current_time()
+        logger.info("saved %s", folder)
+
+
+def run_learner(config: ExperimentConfig, settings: LearnerSettings, stop: Event) -> None:
+    """Be a learner until `stop`: go on from the run's newest checkpoint, train, save at the end.
+
+    Raises:
+        ConfigError, GameError: the experiment cannot be built.
+        CheckpointError: the run's checkpoints do not fit or are damaged.
+        ReplayError: the replay server refused.
+    """
+    tune_malloc()
+    torch.set_num_threads(settings.num_threads)
+    name = settings.device if settings.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    game = make_game(config.game.name, config.game.options)
+    learner = Learner(config, game, torch.device(name))
+    store = CheckpointStore(settings.run_dir / "checkpoints")
+    checkpoint = store.newest(config)
+    metrics = LearnerMetrics()
+    if checkpoint is not None:
+        learner.restore(checkpoint)
+        metrics.training_step.set(learner.training_step)
+        logger.info("resuming at training step %d", learner.training_step)
+    server, server_thread = start_http_server(settings.metrics_port, settings.metrics_host, metrics.registry)
+    metrics_address = f"{settings.metrics_host}:{server.server_port}"
+    publisher: WeightsPublisher | None = None
+    try:
+        with ReplayClient(settings.replay_address) as client:
+            client.create_table(self_play_table(config, game))
+            publisher = WeightsPublisher(client)
+            learner_config = config.learner
+            with (
+                ProcessRegistration(client, "learner", "learner", metrics_address, os.getpid()),
+                DataUser(
+                    client,
+                    TABLE_NAME,
+                    learner_config.batch_size,
+                    learner.windows(),
+                    learner_config.prefetch_batches,
+                    stop,
+                ) as data_user,
+            ):
+                LearnerLoop(config, learner, data_user, publisher, store, metrics).run(stop)
+            publisher.close()
+    finally:
+        server.shutdown()
+        server_thread.join()
+        server.server_close()

@@ -1,0 +1,56 @@
+"""The learner's Prometheus metrics."""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+
+class LearnerMetrics:
+    """All series of one learner, in a registry of its own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.training_step = Gauge(
+            "zero_learner_training_step", "Optimizer updates of the run, restarts included.", registry=self.registry
+        )
+        self.training_steps = Counter(
+            "zero_learner_training_steps", "Optimizer updates of this process.", registry=self.registry
+        )
+        self.weights_version = Gauge(
+            "zero_learner_weights_version", "Newest published weights version.", registry=self.registry
+        )
+        self.policy_loss = Gauge(
+            "zero_learner_policy_loss",
+            "KL divergence from search policy to policy, last batch.",
+            registry=self.registry,
+        )
+        self.value_loss = Gauge(
+            "zero_learner_value_loss", "Cross-entropy of the categorical value, last batch.", registry=self.registry
+        )
+        self.target_entropy = Gauge(
+            "zero_learner_target_entropy",
+            "Mean entropy of the policy targets in nats, last batch.",
+            registry=self.registry,
+        )
+        self.target_value = Gauge(
+            "zero_learner_target_value", "Mean value target in real scale, last batch.", registry=self.registry
+        )
+        self.gradient_norm = Gauge(
+            "zero_learner_gradient_norm", "Norm of the gradient before clipping, last batch.", registry=self.registry
+        )
+        self.learning_rate = Gauge("zero_learner_learning_rate", "Learning rate, last batch.", registry=self.registry)
+        self.staleness = Gauge(
+            "zero_learner_staleness_versions",
+            "Mean of newest published version minus the version that played the data, last batch.",
+            registry=self.registry,
+        )
+        self.batch_wait = Counter(
+            "zero_learner_batch_wait_seconds", "Time spent waiting for batches.", registry=self.registry
+        )
+        self.step_seconds = Histogram(
+            "zero_learner_training_step_seconds",
+            "Duration of a training step without waiting for data.",
+            buckets=(0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5),
+            registry=self.registry,
+        )
+        self.checkpoint_timestamp = Gauge(
+            "zero_learner_checkpoint_timestamp_seconds", "When the last checkpoint was saved.", registry=self.registry
+        )

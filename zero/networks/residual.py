@@ -1,0 +1,105 @@
+"""The default network: a small residual tower over planes, with pooled context and no normalisation layers."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from zero.config import NetworkConfig
+from zero.games.game import Game
+from zero.networks.value_support import ValueSupport
+
+
+class NetworkOutput(NamedTuple):
+    """Predictions for a batch.
+
+    Attributes:
+        policy_logits: [B, A], illegal actions not masked.
+        value_logits: [B, support_size].
+    """
+
+    policy_logits: Tensor
+    value_logits: Tensor
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions and a context vector pooled over the board, added to the input.
+
+    The last layers of a block start at zero, so that a fresh tower is the identity and trains without normalisation
+    (Zhang et al. 2019, Fixup). Nothing depends on batch statistics: training and play compute the same function.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(channels, channels, 3, padding=1)
+        self.second = nn.Conv2d(channels, channels, 3, padding=1)
+        self.context = nn.Linear(channels, channels)
+        for layer in (self.second, self.context):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.get_parameter("bias"))
+
+    def forward(self, trunk: Tensor) -> Tensor:
+        """[B, channels, H, W] to the same shape."""
+        hidden = functional.relu(self.first(trunk))
+        context = self.context(hidden.mean((2, 3)))[:, :, None, None]
+        return functional.relu(trunk + self.second(hidden) + context)
+
+
+class ResidualNetwork(nn.Module):
+    """Policy and categorical value from encoded observations.
+
+    Where the action space is a multiple of the board, as slot x cell is, the policy head is a convolution with one
+    plane per slot; else a linear layer.
+    """
+
+    def __init__(self, game: Game, config: NetworkConfig) -> None:
+        super().__init__()
+        self.encoded_size = game.encoded_size
+        self._planes_shape = game.planes_shape
+        planes, height, width = game.planes_shape
+        self._num_plane_values = planes * height * width
+        channels = config.channels
+        self.stem = nn.Conv2d(planes, channels, 3, padding=1)
+        self.features = nn.Linear(game.num_features, channels, bias=False) if game.num_features else None
+        self.tower = nn.Sequential(*(ResidualBlock(channels) for _ in range(config.blocks)))
+        policy_planes, remainder = divmod(game.num_actions, height * width)
+        if remainder:
+            self.policy = nn.Sequential(nn.Flatten(), nn.Linear(channels * height * width, game.num_actions))
+        else:
+            self.policy = nn.Sequential(nn.Conv2d(channels, policy_planes, 1), nn.Flatten())
+        value_planes = 8
+        self.value_planes = nn.Conv2d(channels, value_planes, 1)
+        self.value = nn.Sequential(
+            nn.Linear(value_planes * height * width + channels, config.value_hidden),
+            nn.ReLU(),
+            nn.Linear(config.value_hidden, config.support_size),
+        )
+        self.support = ValueSupport(config)
+
+    def forward(self, encoded: Tensor) -> NetworkOutput:
+        """Predict.
+
+        Args:
+            encoded: [B, C * H * W + F], as Game.encode gives it.
+        """
+        planes = encoded[:, : self._num_plane_values].unflatten(1, self._planes_shape)
+        stem = self.stem(planes.contiguous(memory_format=torch.channels_last))
+        if self.features is not None:
+            stem = stem + self.features(encoded[:, self._num_plane_values :])[:, :, None, None]
+        trunk = self.tower(functional.relu(stem))
+        value_planes = functional.relu(self.value_planes(trunk)).flatten(1)
+        value_logits = self.value(torch.cat((value_planes, trunk.mean((2, 3))), dim=1))
+        return NetworkOutput(self.policy(trunk), value_logits)
+
+
+def make_network(game: Game, config: NetworkConfig, seed: int) -> ResidualNetwork:
+    """A fresh network; the same seed gives the same weights, and the global generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = ResidualNetwork(game, config)
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            # Planes travel channels-last; weights in the same order spare a reordering per call.
+            module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
+    return network

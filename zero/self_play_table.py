@@ -1,0 +1,43 @@
+"""The table that a run plays into and learns from: which columns a self-play step has."""
+
+from zero.config import ExperimentConfig
+from zero.games.game import Game
+from zero.tables import Durability, RateLimiterConfig, TableConfig
+from zero.trajectories import ColumnSpec, Signature
+
+TABLE_NAME = "self_play"
+
+
+def self_play_signature(game: Game) -> Signature:
+    """The columns of a self-play trajectory.
+
+    observation: compact, before the move. action: what was played. reward: what it earned the player who moved.
+    discount: 0 if the step ended the game, else 1, or -1 where the player changed; the learner multiplies it with the
+    config's discount. search_policy: the improved policy over all actions. search_value: the root value of the search.
+    """
+    return (
+        game.observation_spec,
+        ColumnSpec("action", "uint16"),
+        ColumnSpec("reward", "float32"),
+        ColumnSpec("discount", "float32"),
+        ColumnSpec("search_policy", "float16", (game.num_actions,)),
+        ColumnSpec("search_value", "float32"),
+    )
+
+
+def self_play_table(config: ExperimentConfig, game: Game) -> TableConfig:
+    """The table of a run."""
+    replay = config.replay
+    return TableConfig(
+        name=TABLE_NAME,
+        signature=self_play_signature(game),
+        capacity=replay.capacity,
+        selector=replay.selector,
+        priority_exponent=replay.priority_exponent,
+        rate_limiter=RateLimiterConfig(
+            min_size_to_sample=replay.min_size_to_sample,
+            samples_per_insert=replay.samples_per_insert,
+            error_buffer=replay.error_buffer,
+        ),
+        durability=Durability(replay.durability),
+    )
