@@ -1,0 +1,400 @@
+"""Arrays to messages and back: trajectories, table configs, batches and priority updates, checked on the way in."""
+
+import math
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+
+import numpy as np
+import zstandard
+from numpy.typing import NDArray
+
+from zero.tables import Durability, RateLimiterConfig, Selector, TableConfig
+from zero.trajectories import (
+    DTYPES,
+    ColumnSpec,
+    PriorityUpdates,
+    SequenceBatch,
+    Signature,
+    Trajectory,
+)
+from zero.wire import replay_pb2, trajectory_pb2
+
+MAX_ID_CHARACTERS = 64
+"""The longest trajectory id."""
+
+_UINT64 = np.dtype("<u8")
+_FLOAT64 = np.dtype("<f8")
+_FLOAT32 = np.dtype("<f4")
+_INT32 = np.dtype("<i4")
+_WIRE_DTYPES = {name: np.dtype(name).newbyteorder("<") for name in DTYPES}
+_RAW = trajectory_pb2.ENCODING_RAW
+
+_SELECTORS = {
+    Selector.UNIFORM: replay_pb2.SELECTOR_UNIFORM,
+    Selector.PRIORITIZED: replay_pb2.SELECTOR_PRIORITIZED,
+}
+_DURABILITIES = {
+    Durability.MEMORY: replay_pb2.DURABILITY_MEMORY,
+    Durability.REDIS: replay_pb2.DURABILITY_REDIS,
+}
+_SELECTORS_BY_NUMBER = {number: selector for selector, number in _SELECTORS.items()}
+_DURABILITIES_BY_NUMBER = {number: durability for durability, number in _DURABILITIES.items()} | {
+    replay_pb2.DURABILITY_UNSPECIFIED: Durability.REDIS
+}
+
+
+class Reason(StrEnum):
+    """Why a call was refused: the values of the trailing metadata key `zero-reason`, explained in replay.proto."""
+
+    BAD_MESSAGE = "BAD_MESSAGE"
+    UNKNOWN_TABLE = "UNKNOWN_TABLE"
+    TABLE_CONFLICT = "TABLE_CONFLICT"
+    BAD_CONFIG = "BAD_CONFIG"
+    WRONG_SIGNATURE = "WRONG_SIGNATURE"
+    BAD_LENGTH = "BAD_LENGTH"
+    BAD_DATA = "BAD_DATA"
+    NOT_FINITE = "NOT_FINITE"
+    BAD_PRIORITY = "BAD_PRIORITY"
+    CONTENT_CONFLICT = "CONTENT_CONFLICT"
+    MESSAGE_TOO_LARGE = "MESSAGE_TOO_LARGE"
+    RATE_LIMITED = "RATE_LIMITED"
+    STORE_UNAVAILABLE = "STORE_UNAVAILABLE"
+    RECOVERING = "RECOVERING"
+    BAD_WEIGHTS = "BAD_WEIGHTS"
+
+
+REASON_METADATA_KEY = "zero-reason"
+"""The trailing metadata key that carries a Reason."""
+
+
+class CodecError(ValueError):
+    """Bytes that are not what they should be.
+
+    Attributes:
+        reason: the stable reason.
+        message: one line that names the field, what was given and what is allowed.
+    """
+
+    def __init__(self, reason: Reason, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.message = message
+
+
+def row_bytes(spec: ColumnSpec) -> int:
+    """Bytes of one step of a column."""
+    return _WIRE_DTYPES[spec.dtype].itemsize * math.prod(spec.shape)
+
+
+# --- columns ---------------------------------------------------------------------------------------------------------
+
+
+def encode_column(name: str, array: NDArray[np.generic], *, compress: bool = False) -> trajectory_pb2.Column:
+    """Pack an array; with `compress` as a zstd frame of level 1 that declares its content size.
+
+    Raises:
+        CodecError: WRONG_SIGNATURE, the dtype has no place on the wire.
+    """
+    dtype = _WIRE_DTYPES.get(array.dtype.name)
+    if dtype is None:
+        raise CodecError(Reason.WRONG_SIGNATURE, f"column {name!r}: dtype {array.dtype.name} cannot be sent")
+    data = array.astype(dtype, copy=False).tobytes()
+    if not compress:
+        return trajectory_pb2.Column(name=name, dtype=dtype.name, shape=array.shape, data=data, encoding=_RAW)
+    frame = zstandard.ZstdCompressor(level=1, write_content_size=True).compress(data)
+    return trajectory_pb2.Column(
+        name=name, dtype=dtype.name, shape=array.shape, data=frame, encoding=trajectory_pb2.ENCODING_ZSTD
+    )
+
+
+def unpack_column(column: trajectory_pb2.Column, spec: ColumnSpec, num_rows: int) -> bytes:
+    """The raw little-endian bytes of a column [num_rows, *spec.shape], sizes checked before anything is allocated.
+
+    Values are not looked at; see check_values.
+
+    Raises:
+        CodecError: WRONG_SIGNATURE for another dtype or shape, BAD_LENGTH for another number of rows, BAD_DATA for
+            bytes that do not match them or cannot be unpacked.
+    """
+    shape = tuple(column.shape)
+    if column.dtype != spec.dtype or shape[1:] != spec.shape or not shape:
+        raise CodecError(
+            Reason.WRONG_SIGNATURE,
+            f"column {spec.name!r} is {column.dtype[:20]} {list(shape[:9])}, the table has {spec.dtype} "
+            f"[T{''.join(f', {axis}' for axis in spec.shape)}]",
+        )
+    if shape[0] != num_rows:
+        raise CodecError(Reason.BAD_LENGTH, f"column {spec.name!r} has {shape[0]} steps, another has {num_rows}")
+    expected = num_rows * row_bytes(spec)
+    if column.encoding == trajectory_pb2.ENCODING_ZSTD:
+        return _decompress(column.data, expected, spec.name)
+    if column.encoding not in (_RAW, trajectory_pb2.ENCODING_UNSPECIFIED):
+        raise CodecError(Reason.BAD_DATA, f"column {spec.name!r}: unknown encoding {column.encoding}")
+    data = column.data
+    if len(data) != expected:
+        raise CodecError(Reason.BAD_DATA, f"column {spec.name!r} has {len(data)} bytes, its shape takes {expected}")
+    return data
+
+
+def _decompress(frame: bytes, expected: int, name: str) -> bytes:
+    try:
+        declared = zstandard.frame_content_size(frame)
+        if declared != expected:
+            raise CodecError(
+                Reason.BAD_DATA,
+                f"column {name!r}: the zstd frame declares {declared} bytes, its shape takes {expected}",
+            )
+        data = zstandard.ZstdDecompressor().decompress(frame, max_output_size=expected, allow_extra_data=False)
+    except zstandard.ZstdError as error:
+        raise CodecError(Reason.BAD_DATA, f"column {name!r} is no zstd frame: {error}") from None
+    if len(data) != expected:
+        raise CodecError(Reason.BAD_DATA, f"column {name!r} unpacks to {len(data)} bytes, its shape takes {expected}")
+    return data
+
+
+def array_of(data: bytes, spec: ColumnSpec, num_rows: int) -> NDArray[np.generic]:
+    """A read-only array [num_rows, *spec.shape] over raw bytes, in the machine's byte order."""
+    wire = np.frombuffer(data, _WIRE_DTYPES[spec.dtype])
+    return wire.astype(spec.dtype, copy=False).reshape(num_rows, *spec.shape)
+
+
+def check_values(array: NDArray[np.generic], name: str) -> None:
+    """Refuse values that no step may have.
+
+    Raises:
+        CodecError: NOT_FINITE for NaN or infinity, BAD_DATA for a bool that is neither 0 nor 1.
+    """
+    if array.dtype == np.bool_:
+        if array.size and array.view(np.uint8).max() > 1:
+            raise CodecError(Reason.BAD_DATA, f"column {name!r}: a bool is one byte, 0 or 1")
+    elif array.dtype == np.float16:
+        # The exponent bits, ten times faster than isfinite, which converts every half to single.
+        if array.size and (array.view(np.uint16) & 0x7FFF).max() >= 0x7C00:
+            raise CodecError(Reason.NOT_FINITE, f"column {name!r} holds NaN or infinity")
+    elif array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise CodecError(Reason.NOT_FINITE, f"column {name!r} holds NaN or infinity")
+
+
+# --- trajectories ----------------------------------------------------------------------------------------------------
+
+
+def encode_trajectory(trajectory: Trajectory, *, compress: bool = False) -> trajectory_pb2.Trajectory:
+    """Pack a trajectory.
+
+    Raises:
+        CodecError: WRONG_SIGNATURE, a column has a dtype without a place on the wire.
+    """
+    return trajectory_pb2.Trajectory(
+        trajectory_id=trajectory.trajectory_id,
+        actor_id=trajectory.actor_id,
+        weights_version=trajectory.weights_version,
+        episode_seed=trajectory.episode_seed,
+        terminated=trajectory.terminated,
+        truncated=trajectory.truncated,
+        columns=[encode_column(name, array, compress=compress) for name, array in trajectory.columns.items()],
+        stats=trajectory.stats,
+    )
+
+
+def unpack_trajectory(
+    message: trajectory_pb2.Trajectory, signature: Signature, max_steps: int, max_bytes: int
+) -> tuple[int, list[bytes]]:
+    """Check everything about a trajectory except its values, and unpack its columns.
+
+    Args:
+        message: the trajectory.
+        signature: what its columns must be; their order in the message is free.
+        max_steps: the longest one allowed.
+        max_bytes: the most bytes its columns may take when unpacked.
+
+    Returns:
+        The number of steps T and the raw bytes [T, *shape] of every column in the order of the signature.
+
+    Raises:
+        CodecError: as unpack_column, and BAD_MESSAGE, NOT_FINITE for a stat, MESSAGE_TOO_LARGE.
+    """
+    if not 1 <= len(message.trajectory_id) <= MAX_ID_CHARACTERS:
+        raise CodecError(Reason.BAD_MESSAGE, f"trajectory_id must have 1 to {MAX_ID_CHARACTERS} characters")
+    for name, value in message.stats.items():
+        if not math.isfinite(value):
+            raise CodecError(Reason.NOT_FINITE, f"stat {name[:40]!r} is {value}")
+    columns = _in_order(message.columns, signature)
+    num_steps = columns[0].shape[0] if columns[0].shape else 0
+    if not 1 <= num_steps <= max_steps:
+        raise CodecError(Reason.BAD_LENGTH, f"a trajectory of {num_steps} steps; 1 to {max_steps} are allowed")
+    if num_steps * sum(row_bytes(spec) for spec in signature) > max_bytes:
+        raise CodecError(Reason.MESSAGE_TOO_LARGE, f"{num_steps} steps take more than {max_bytes} bytes when unpacked")
+    return num_steps, [unpack_column(column, spec, num_steps) for column, spec in zip(columns, signature, strict=True)]
+
+
+def _in_order(columns: Sequence[trajectory_pb2.Column], signature: Signature) -> list[trajectory_pb2.Column]:
+    names = [column.name for column in columns]
+    expected = [spec.name for spec in signature]
+    if names == expected:
+        return list(columns)
+    if sorted(names) != sorted(expected):
+        given = ", ".join(name[:40] for name in names[:20])
+        raise CodecError(Reason.WRONG_SIGNATURE, f"columns [{given}], the table has [{', '.join(expected)}]")
+    by_name = dict(zip(names, columns, strict=True))
+    return [by_name[name] for name in expected]
+
+
+def decode_trajectory(
+    message: trajectory_pb2.Trajectory, signature: Signature, max_steps: int = 2**31 - 1, max_bytes: int = 1 << 30
+) -> Trajectory:
+    """Unpack a trajectory and check it, values included.
+
+    Raises:
+        CodecError: as unpack_trajectory and check_values.
+    """
+    num_steps, parts = unpack_trajectory(message, signature, max_steps, max_bytes)
+    columns = {spec.name: array_of(data, spec, num_steps) for spec, data in zip(signature, parts, strict=True)}
+    for name, array in columns.items():
+        check_values(array, name)
+    return Trajectory(
+        trajectory_id=message.trajectory_id,
+        actor_id=message.actor_id,
+        weights_version=message.weights_version,
+        episode_seed=message.episode_seed,
+        terminated=message.terminated,
+        truncated=message.truncated,
+        columns=columns,
+        stats=dict(message.stats),
+    )
+
+
+# --- tables ----------------------------------------------------------------------------------------------------------
+
+
+def encode_table_config(config: TableConfig) -> replay_pb2.TableConfig:
+    """Pack a table config."""
+    limiter = config.rate_limiter
+    return replay_pb2.TableConfig(
+        name=config.name,
+        signature=[
+            replay_pb2.ColumnSpec(name=spec.name, dtype=spec.dtype, shape=spec.shape) for spec in config.signature
+        ],
+        capacity=config.capacity,
+        selector=_SELECTORS[config.selector],
+        priority_exponent=config.priority_exponent,
+        rate_limiter=replay_pb2.RateLimiterConfig(
+            min_size_to_sample=limiter.min_size_to_sample,
+            samples_per_insert=limiter.samples_per_insert,
+            error_buffer=limiter.error_buffer,
+        ),
+        durability=_DURABILITIES[config.durability],
+    )
+
+
+def decode_table_config(message: replay_pb2.TableConfig) -> TableConfig:
+    """Unpack a table config and check it.
+
+    Raises:
+        CodecError: BAD_CONFIG; the message names the field.
+    """
+    selector = _SELECTORS_BY_NUMBER.get(message.selector)
+    durability = _DURABILITIES_BY_NUMBER.get(message.durability)
+    if selector is None:
+        raise CodecError(Reason.BAD_CONFIG, f"selector {message.selector} is not known")
+    if durability is None:
+        raise CodecError(Reason.BAD_CONFIG, f"durability {message.durability} is not known")
+    try:
+        return TableConfig(
+            name=message.name,
+            signature=tuple(ColumnSpec(spec.name, spec.dtype, tuple(spec.shape)) for spec in message.signature),
+            capacity=message.capacity,
+            selector=selector,
+            priority_exponent=message.priority_exponent,
+            rate_limiter=RateLimiterConfig(
+                min_size_to_sample=message.rate_limiter.min_size_to_sample,
+                samples_per_insert=message.rate_limiter.samples_per_insert,
+                error_buffer=message.rate_limiter.error_buffer,
+            ),
+            durability=durability,
+        )
+    except ValueError as error:
+        raise CodecError(Reason.BAD_CONFIG, str(error)) from None
+
+
+# --- priorities ------------------------------------------------------------------------------------------------------
+
+
+def encode_priority_updates(updates: PriorityUpdates) -> replay_pb2.PriorityUpdates:
+    """Pack priority updates."""
+    return replay_pb2.PriorityUpdates(
+        keys=updates.keys.astype(_UINT64, copy=False).tobytes(),
+        priorities=updates.priorities.astype(_FLOAT32, copy=False).tobytes(),
+    )
+
+
+def decode_priority_updates(message: replay_pb2.PriorityUpdates) -> PriorityUpdates:
+    """Unpack priority updates and check them.
+
+    Raises:
+        CodecError: BAD_DATA for sizes that do not match, NOT_FINITE, BAD_PRIORITY for a negative one.
+    """
+    keys = _vector(message.keys, _UINT64, "keys")
+    priorities = _vector(message.priorities, _FLOAT32, "priorities")
+    if len(keys) != len(priorities):
+        raise CodecError(Reason.BAD_DATA, f"{len(keys)} keys and {len(priorities)} priorities")
+    if not np.isfinite(priorities).all():
+        raise CodecError(Reason.NOT_FINITE, "a priority is NaN or infinite")
+    if len(priorities) and priorities.min() < 0:
+        raise CodecError(Reason.BAD_PRIORITY, f"priority {priorities.min()} is negative")
+    return PriorityUpdates(keys.astype(np.uint64, copy=False), priorities.astype(np.float32, copy=False))
+
+
+def _vector(data: bytes, dtype: np.dtype[np.generic], name: str) -> NDArray[np.generic]:
+    if len(data) % dtype.itemsize:
+        raise CodecError(Reason.BAD_DATA, f"{name} has {len(data)} bytes, not a multiple of {dtype.itemsize}")
+    return np.frombuffer(data, dtype)
+
+
+# --- batches ---------------------------------------------------------------------------------------------------------
+
+
+def encode_sequence_batch(batch: SequenceBatch) -> replay_pb2.SampleResponse:
+    """Pack a batch."""
+    return replay_pb2.SampleResponse(
+        columns=[encode_column(name, array) for name, array in batch.columns.items()],
+        keys=batch.keys.astype(_UINT64, copy=False).tobytes(),
+        probabilities=batch.probabilities.astype(_FLOAT64, copy=False).tobytes(),
+        lengths=batch.lengths.astype(_INT32, copy=False).tobytes(),
+        weights_versions=batch.weights_versions.astype(_UINT64, copy=False).tobytes(),
+        table_size=batch.table_size,
+    )
+
+
+def decode_sequence_batch(message: replay_pb2.SampleResponse) -> SequenceBatch:
+    """Unpack a batch; the arrays are read-only views of the message's bytes where the byte order allows.
+
+    Raises:
+        CodecError: WRONG_SIGNATURE or BAD_DATA, the message is no batch.
+    """
+    columns: dict[str, NDArray[np.generic]] = {}
+    for column in message.columns:
+        shape = tuple(column.shape)
+        if column.dtype not in _WIRE_DTYPES or not shape or min(shape) < 1:
+            raise CodecError(Reason.WRONG_SIGNATURE, f"column {column.name!r} is {column.dtype!r} {shape}")
+        spec = ColumnSpec(column.name, column.dtype, shape[1:])
+        columns[column.name] = array_of(unpack_column(column, spec, shape[0]), spec, shape[0])
+    return SequenceBatch(
+        columns=columns,
+        keys=_vector(message.keys, _UINT64, "keys").astype(np.uint64, copy=False),
+        probabilities=_vector(message.probabilities, _FLOAT64, "probabilities").astype(np.float64, copy=False),
+        lengths=_vector(message.lengths, _INT32, "lengths").astype(np.int32, copy=False),
+        weights_versions=_vector(message.weights_versions, _UINT64, "weights_versions").astype(np.uint64, copy=False),
+        table_size=message.table_size,
+    )
+
+
+def encode_sample_request(
+    table: str, batch_size: int, windows: Mapping[str, int], updates: PriorityUpdates | None
+) -> replay_pb2.SampleRequest:
+    """Pack a sample request; windows: steps of each column."""
+    return replay_pb2.SampleRequest(
+        table=table,
+        batch_size=batch_size,
+        windows=[replay_pb2.ColumnWindow(name=name, length=length) for name, length in windows.items()],
+        updates=None if updates is None else encode_priority_updates(updates),
+    )
