@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ZERO_FLAGS ?=
 
-.PHONY: help train test check format stubs install bench clean
+.PHONY: help train test check protos format stubs install clean
 
 help: ## Show what can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | column -t -s "$$(printf '\t')"
@@ -25,6 +25,9 @@ check: install ## Lint, types, imports, generated stubs
 	@$(BIN)/pyright
 	@$(BIN)/lint-imports
 	@PATH="$(CURDIR)/$(BIN):$$PATH" sh tests/check_stubs.sh
+
+protos: ## Lint proto/ with buf (needs npx)
+	@sh tests/check_protos.sh
 
 format: install ## Format and fix what ruff can
 	@$(BIN)/ruff check --fix .

@@ -1,0 +1,149 @@
+"""A checkpoint is complete or absent, detects damage, and lets a learner go on bit by bit as if nothing happened."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from learner.checkpoint import MODEL_FILE, OPTIMIZER_FILE, CheckpointError, CheckpointStore
+from learner.learner import Learner, learning_rate
+from learner.losses import TrainingBatch
+from zero.config import ExperimentConfig, LearnerConfig, parse_config
+from zero.games.registry import make_game
+from zero.networks.weights import weights_to_bytes
+
+CONFIG = parse_config("", ["game.name=tic_tac_toe", "network.channels=8", "network.blocks=1", "network.support_min=-1"])
+
+
+def make_learner(config: ExperimentConfig = CONFIG) -> Learner:
+    """A fresh learner on the CPU."""
+    return Learner(config, make_game(config.game.name, config.game.options), torch.device("cpu"))
+
+
+def training_batch(seed: int) -> TrainingBatch:
+    """A batch of noise that fits tic-tac-toe."""
+    game = make_game("tic_tac_toe", {})
+    generator = torch.Generator().manual_seed(seed)
+    policy = torch.rand(16, game.num_actions, generator=generator)
+    return TrainingBatch(
+        torch.rand(16, game.encoded_size, generator=generator),
+        torch.ones(16, game.num_actions, dtype=torch.bool),
+        policy / policy.sum(-1, keepdim=True),
+        torch.rand(16, generator=generator) * 2 - 1,
+        torch.ones(16),
+    )
+
+
+def test_a_restored_learner_goes_on_bit_by_bit(tmp_path: Path) -> None:
+    """Five steps, a checkpoint, five more: the same weights as ten steps in one go."""
+    torch.set_num_threads(1)
+    uninterrupted, first = make_learner(), make_learner()
+    for seed in range(10):
+        uninterrupted.train(training_batch(seed))
+    for seed in range(5):
+        first.train(training_batch(seed))
+    store = CheckpointStore(tmp_path)
+    store.save(first.checkpoint(weights_version=3), CONFIG)
+    loaded = store.newest(CONFIG)
+    assert loaded is not None
+    assert loaded.weights_version == 3
+    resumed = make_learner()
+    resumed.restore(loaded)
+    for seed in range(5, 10):
+        resumed.train(training_batch(seed))
+    assert resumed.training_step == 10
+    assert weights_to_bytes(resumed.network) == weights_to_bytes(uninterrupted.network)
+
+
+def test_training_learns_a_fixed_batch() -> None:
+    """Repeating one batch brings its loss down."""
+    learner = make_learner()
+    first, _ = learner.train(training_batch(0))
+    for _ in range(60):
+        last, _ = learner.train(training_batch(0))
+    assert last.total < first.total * 0.8
+
+
+def test_a_loss_that_is_not_finite_leaves_the_weights_alone() -> None:
+    """NaN in a batch is an error, not an update."""
+    learner = make_learner()
+    before = weights_to_bytes(learner.network)
+    batch = training_batch(0)
+    batch.encoded[0, 0] = float("nan")
+    with pytest.raises(FloatingPointError, match="training step 0"):
+        learner.train(batch)
+    assert weights_to_bytes(learner.network) == before
+
+
+def saved_store(folder: Path, steps: int = 2) -> CheckpointStore:
+    """A store with checkpoints at steps 1, 2, ..."""
+    store = CheckpointStore(folder)
+    learner = make_learner()
+    for seed in range(steps):
+        learner.train(training_batch(seed))
+        store.save(learner.checkpoint(0), CONFIG)
+    return store
+
+
+@pytest.mark.parametrize("name", [MODEL_FILE, OPTIMIZER_FILE, "checkpoint.json"])
+@pytest.mark.parametrize("where", [0.0, 0.3, 0.7, 0.999])
+def test_damage_is_detected_and_the_previous_checkpoint_used(tmp_path: Path, name: str, where: float) -> None:
+    """A flipped byte anywhere in the newest checkpoint falls back to the one before."""
+    store = saved_store(tmp_path)
+    path = store.folders()[0] / name
+    payload = bytearray(path.read_bytes())
+    payload[int(where * len(payload))] ^= 0xFF
+    path.write_bytes(payload)
+    loaded = store.newest(CONFIG)
+    assert loaded is not None
+    assert loaded.training_step == 1
+
+
+def test_a_half_written_checkpoint_does_not_count(tmp_path: Path) -> None:
+    """What a crash leaves behind is passed over and cleaned up by the next save."""
+    store = saved_store(tmp_path, steps=1)
+    (tmp_path / ".step-000000002.tmp").mkdir()
+    (tmp_path / ".step-000000002.tmp" / MODEL_FILE).write_bytes(b"half")
+    loaded = store.newest(CONFIG)
+    assert loaded is not None
+    assert loaded.training_step == 1
+
+
+def test_only_damaged_checkpoints_are_an_error(tmp_path: Path) -> None:
+    """A run whose checkpoints are all broken does not silently start again from nothing."""
+    store = saved_store(tmp_path, steps=1)
+    (store.folders()[0] / MODEL_FILE).unlink()
+    with pytest.raises(CheckpointError, match="no intact checkpoint"):
+        store.newest(CONFIG)
+
+
+def test_another_network_is_refused_with_the_difference_named(tmp_path: Path) -> None:
+    """A checkpoint is not loaded into what it was not trained for."""
+    store = saved_store(tmp_path, steps=1)
+    other = CONFIG.model_copy(update={"network": CONFIG.network.model_copy(update={"channels": 16})})
+    with pytest.raises(CheckpointError, match="trained with network"):
+        store.newest(other)
+
+
+def test_only_the_newest_are_kept(tmp_path: Path) -> None:
+    """Old checkpoints make room."""
+    store = saved_store(tmp_path, steps=5)
+    assert [folder.name for folder in store.folders()] == ["step-000000005", "step-000000004", "step-000000003"]
+
+
+def test_an_empty_run_has_no_checkpoint(tmp_path: Path) -> None:
+    """Nothing saved is no error."""
+    assert CheckpointStore(tmp_path / "none").newest(CONFIG) is None
+
+
+def test_learning_rate_schedule() -> None:
+    """Warm-up from above zero, the peak, then a cosine down to the final fraction, where it stays."""
+    config = LearnerConfig(learning_rate=1.0, warmup_steps=10, schedule_steps=100, final_learning_rate_fraction=0.1)
+    rates = np.array([learning_rate(config, step) for step in range(300)])
+    assert 0 < rates[0] < rates[5] < rates[10]
+    assert rates[10] == rates.max() > 0.95
+    assert (np.diff(rates[10:101]) < 0).all()
+    assert rates[100:] == pytest.approx(0.1)
+    constant = LearnerConfig(learning_rate=1.0, warmup_steps=0, schedule="constant")
+    assert learning_rate(constant, 0) == learning_rate(constant, 10**6) == 1.0
