@@ -1,22 +1,21 @@
 """The actor role: plays with the newest weights and sends what it played."""
 
 import logging
-import os
 import secrets
 import time
 from collections import deque
+from contextlib import closing
 from dataclasses import dataclass
 from threading import Event
 
 import numpy as np
 import torch
-from prometheus_client import start_http_server
 
 from actors.data_collector import DataCollector
 from actors.metrics import ActorMetrics
 from actors.self_play import MoveReport, SelfPlay
 from actors.weights_client import WeightsClient
-from replay_server.client import ProcessRegistration, ReplayClient, tune_malloc
+from replay_server.client import ReplayClient, registered_process
 from zero.config import ExperimentConfig
 from zero.games.game import Game
 from zero.games.registry import make_game
@@ -137,7 +136,6 @@ def run_actor(config: ExperimentConfig, settings: ActorSettings, stop: Event) ->
         ReplayError: the replay server refused.
         WeightsMismatchError: the published weights are of another network.
     """
-    tune_malloc()
     torch.set_num_threads(1)
     game = make_game(config.game.name, config.game.options)
     actor_id = f"actor-{settings.index}"
@@ -148,20 +146,13 @@ def run_actor(config: ExperimentConfig, settings: ActorSettings, stop: Event) ->
     searches = SearchFactory(config, game)
     logger.info("%s evaluates in %s", actor_id, searches.dtype)
     metrics = ActorMetrics()
-    server, server_thread = start_http_server(settings.metrics_port, settings.metrics_host, metrics.registry)
-    metrics_address = f"{settings.metrics_host}:{server.server_port}"
-    try:
-        with ReplayClient(settings.replay_address) as client:
-            client.create_table(self_play_table(config, game))
-            with (
-                ProcessRegistration(client, "actor", actor_id, metrics_address, os.getpid()),
-                WeightsClient(client) as weights_client,
-                DataCollector(client, TABLE_NAME, MAX_INSERTS_IN_FLIGHT, stop) as collector,
-            ):
-                ActorLoop(self_play, searches, weights_client, collector, metrics, config.search.num_simulations).run(
-                    stop
-                )
-    finally:
-        server.shutdown()
-        server_thread.join()
-        server.server_close()
+    with ReplayClient(settings.replay_address) as client:
+        client.create_table(self_play_table(config, game))
+        with (
+            registered_process(
+                client, "actor", actor_id, metrics.registry, settings.metrics_host, settings.metrics_port
+            ),
+            closing(WeightsClient(client)) as weights_client,
+            closing(DataCollector(client, TABLE_NAME, MAX_INSERTS_IN_FLIGHT, stop)) as collector,
+        ):
+            ActorLoop(self_play, searches, weights_client, collector, metrics, config.search.num_simulations).run(stop)

@@ -3,8 +3,6 @@
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from threading import Event
-from types import TracebackType
-from typing import Self
 
 from replay_server.client import ReplayClient, ReplayTimeout
 from zero.trajectories import Trajectory
@@ -52,14 +50,6 @@ class DataCollector:
         self._executor.shutdown(wait=True)
         while self._in_flight:
             self._in_flight.popleft().result()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _insert(self, trajectory: Trajectory) -> None:
         while True:

@@ -1,20 +1,19 @@
 """The evaluator role: measures the newest weights on fixed seeds, at intervals or once."""
 
 import logging
-import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from threading import Event
 
 import torch
-from prometheus_client import start_http_server
 
 from actors.evaluation import EvaluationScore, evaluate_player, num_slots
 from actors.metrics import EvaluatorMetrics
 from actors.players import GreedyPlayer, Player, PolicyPlayer, RandomPlayer, SearchPlayer
 from actors.weights_client import WeightsClient
-from replay_server.client import ProcessRegistration, ReplayClient
+from replay_server.client import ReplayClient, registered_process
 from zero.config import ExperimentConfig
 from zero.games.game import Game
 from zero.games.registry import make_game
@@ -114,25 +113,20 @@ def run_evaluator(config: ExperimentConfig, settings: EvaluatorSettings, stop: E
     torch.set_num_threads(1)
     evaluation = Evaluation(config, config.evaluation.num_games)
     metrics = EvaluatorMetrics()
-    server, server_thread = start_http_server(settings.metrics_port, settings.metrics_host, metrics.registry)
-    metrics_address = f"{settings.metrics_host}:{server.server_port}"
-    try:
-        with (
-            ReplayClient(settings.replay_address) as client,
-            ProcessRegistration(client, "evaluator", "evaluator", metrics_address, os.getpid()),
-            WeightsClient(client) as weights_client,
-        ):
-            for name, player in evaluation.baselines():
-                metrics.score.labels(name).set(evaluation.measure(player).mean)
-            while not stop.wait(config.evaluation.interval_seconds):
-                weights = weights_client.wait_for_newer(stop)
-                if weights is not None:
-                    _evaluate(evaluation, weights.payload, metrics)
-                    metrics.weights_version.set(weights.version)
-    finally:
-        server.shutdown()
-        server_thread.join()
-        server.server_close()
+    with (
+        ReplayClient(settings.replay_address) as client,
+        registered_process(
+            client, "evaluator", "evaluator", metrics.registry, settings.metrics_host, settings.metrics_port
+        ),
+        closing(WeightsClient(client)) as weights_client,
+    ):
+        for name, player in evaluation.baselines():
+            metrics.score.labels(name).set(evaluation.measure(player).mean)
+        while not stop.wait(config.evaluation.interval_seconds):
+            weights = weights_client.wait_for_newer(stop)
+            if weights is not None:
+                _evaluate(evaluation, weights.payload, metrics)
+                metrics.weights_version.set(weights.version)
 
 
 def _evaluate(evaluation: Evaluation, payload: bytes, metrics: EvaluatorMetrics) -> None:

@@ -3,8 +3,6 @@
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from threading import Event
-from types import TracebackType
-from typing import Self
 
 from replay_server.client import ReplayClient, ReplayTimeout, Weights
 
@@ -54,14 +52,6 @@ class WeightsClient:
     def close(self) -> None:
         """Wait for what is in flight and stop the thread."""
         self._executor.shutdown(wait=True, cancel_futures=True)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _take(self, pending: Future[Weights | None]) -> Weights | None:
         try:

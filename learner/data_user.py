@@ -4,8 +4,6 @@ from collections import deque
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from threading import Event, Lock
-from types import TracebackType
-from typing import Self
 
 from replay_server.client import ReplayClient, ReplayTimeout
 from zero.trajectories import PriorityUpdates, SequenceBatch
@@ -72,14 +70,6 @@ class DataUser:
         """Stop drawing; returns when no request is in flight."""
         self._closed.set()
         self._executor.shutdown(wait=True, cancel_futures=True)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _draw(self) -> SequenceBatch:
         with self._lock:

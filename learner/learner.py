@@ -2,15 +2,14 @@
 
 import logging
 import math
-import os
 import time
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
 
 import numpy as np
 import torch
-from prometheus_client import start_http_server
 from torch import Tensor
 
 from learner.checkpoint import Checkpoint, CheckpointStore
@@ -19,7 +18,7 @@ from learner.losses import Loss, TrainingBatch, compute_loss, importance_weights
 from learner.metrics import LearnerMetrics
 from learner.targets import td_lambda_targets
 from learner.weights_publisher import WeightsPublisher
-from replay_server.client import ProcessRegistration, ReplayClient, tune_malloc
+from replay_server.client import ReplayClient, registered_process
 from zero.config import ExperimentConfig, LearnerConfig
 from zero.games.game import Game
 from zero.games.registry import make_game
@@ -127,7 +126,7 @@ class Learner:
         output: NetworkOutput = self.network(batch.encoded)
         loss = compute_loss(output, batch, self.network.support, config.value_loss_weight)
         if not torch.isfinite(loss.total):
-            raise FloatingPointError(f"the loss of training step {self.training_step} is {float(loss.total)}")
+            raise FloatingPointError(f"the loss of training step {self.training_step} is {float(loss.total.detach())}")
         self._optimizer.zero_grad(set_to_none=True)
         loss.total.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), config.max_grad_norm)
@@ -240,7 +239,6 @@ def run_learner(config: ExperimentConfig, settings: LearnerSettings, stop: Event
         CheckpointError: the run's checkpoints do not fit or are damaged.
         ReplayError: the replay server refused.
     """
-    tune_malloc()
     torch.set_num_threads(settings.num_threads)
     name = settings.device if settings.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     game = make_game(config.game.name, config.game.options)
@@ -252,16 +250,15 @@ def run_learner(config: ExperimentConfig, settings: LearnerSettings, stop: Event
         learner.restore(checkpoint)
         metrics.training_step.set(learner.training_step)
         logger.info("resuming at training step %d", learner.training_step)
-    server, server_thread = start_http_server(settings.metrics_port, settings.metrics_host, metrics.registry)
-    metrics_address = f"{settings.metrics_host}:{server.server_port}"
-    publisher: WeightsPublisher | None = None
-    try:
-        with ReplayClient(settings.replay_address) as client:
-            client.create_table(self_play_table(config, game))
-            publisher = WeightsPublisher(client)
-            learner_config = config.learner
-            with (
-                ProcessRegistration(client, "learner", "learner", metrics_address, os.getpid()),
+    learner_config = config.learner
+    with ReplayClient(settings.replay_address) as client:
+        client.create_table(self_play_table(config, game))
+        with (
+            registered_process(
+                client, "learner", "learner", metrics.registry, settings.metrics_host, settings.metrics_port
+            ),
+            closing(WeightsPublisher(client)) as publisher,
+            closing(
                 DataUser(
                     client,
                     TABLE_NAME,
@@ -269,11 +266,7 @@ def run_learner(config: ExperimentConfig, settings: LearnerSettings, stop: Event
                     learner.windows(),
                     learner_config.prefetch_batches,
                     stop,
-                ) as data_user,
-            ):
-                LearnerLoop(config, learner, data_user, publisher, store, metrics).run(stop)
-            publisher.close()
-    finally:
-        server.shutdown()
-        server_thread.join()
-        server.server_close()
+                )
+            ) as data_user,
+        ):
+            LearnerLoop(config, learner, data_user, publisher, store, metrics).run(stop)

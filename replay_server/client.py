@@ -1,15 +1,18 @@
 """The one client of the replay server: trajectories in, sequences out, weights both ways, processes registered."""
 
 import hashlib
+import os
 import random
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self, TypeVar
 
 import grpc
+from prometheus_client import CollectorRegistry, start_http_server
 
 from zero.tables import TableConfig
 from zero.trajectories import PriorityUpdates, SequenceBatch, Trajectory
@@ -301,6 +304,38 @@ class ProcessRegistration:
         """Stop registering and join the thread; the server drops the process after its time to live."""
         self._stop.set()
         self._thread.join()
+
+
+@contextmanager
+def registered_process(
+    client: ReplayClient, role: str, process_id: str, registry: CollectorRegistry, host: str, port: int
+) -> Iterator[str]:
+    """Serve a process's metrics and keep it registered, so that Prometheus finds it at the server's `/sd`.
+
+    Args:
+        client: of the replay server.
+        role: "learner", "actor", "evaluator" or a role of your own.
+        process_id: unique among live processes.
+        registry: what /metrics shows.
+        host: interface that serves it, as others reach this machine.
+        port: its port; 0 takes a free one.
+
+    Yields:
+        host:port of /metrics.
+
+    Raises:
+        OSError: the port is taken.
+    """
+    server, thread = start_http_server(port, host, registry)
+    address = f"{host}:{server.server_port}"
+    registration = ProcessRegistration(client, role, process_id, address, os.getpid())
+    try:
+        yield address
+    finally:
+        registration.close()
+        server.shutdown()
+        thread.join()
+        server.server_close()
 
 
 def _channel_options(client_name: str, max_message_bytes: int) -> list[tuple[str, int | str]]:
