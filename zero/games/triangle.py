@@ -104,7 +104,7 @@ class Triangle(Game):
             natural_end=self.options.penalty_on_natural_end,
         )
         self._ends_on_illegal = self.options.illegal_action_mode == "end"
-        most_origins = int(np.bitwise_count(self._board.shape_origins).sum(axis=1).max())
+        most_origins = int(np.bitwise_count(self._board.shapes.origins).sum(axis=1).max())
         self.num_actions = slots * rows * cols
         self.max_legal_actions = max(1, slots * most_origins)
         self.state_size = self._board.num_words + kernels.NUM_EXTRA_WORDS

@@ -122,6 +122,36 @@ def _run(start: Cell, direction: int, live: set[Cell]) -> list[Cell]:
     return run
 
 
+class ShapeTables(NamedTuple):
+    """The shapes on a board.
+
+    Attributes:
+        sizes: int64 [23].
+        offsets: int64 [23, 5], bits from the origin to each triangle of a shape; rows are filled up with 0.
+        origins: uint64 [23, W], where each shape fits on the empty board.
+        of_template: int64 [31], the shape id of each template.
+    """
+
+    sizes: NDArray[np.int64]
+    offsets: NDArray[np.int64]
+    origins: NDArray[np.uint64]
+    of_template: NDArray[np.int64]
+
+
+class LineTables(NamedTuple):
+    """The L lines of a board.
+
+    Attributes:
+        masks: uint64 [L, W], the cells of each line.
+        inverse_lengths: float64 [L], 1 / number of cells.
+        of_cell: int64 [3, num_cells], the line through a cell in each direction; L for none.
+    """
+
+    masks: NDArray[np.uint64]
+    inverse_lengths: NDArray[np.float64]
+    of_cell: NDArray[np.int64]
+
+
 class BoardTables(NamedTuple):
     """What the kernels need to know of a board; W = number of 64-bit words for all rows * columns cells.
 
@@ -132,13 +162,8 @@ class BoardTables(NamedTuple):
         num_words: W.
         num_slots: preview slots.
         live: bitboard of the playable cells.
-        line_masks: uint64 [L, W], the cells of each line.
-        line_lengths: int64 [L].
-        cell_lines: int64 [3, num_cells], the line through a cell in each direction; L for none.
-        shape_sizes: int64 [23].
-        shape_offsets: int64 [23, 5], bits from the origin to each triangle of a shape; rows are filled up with 0.
-        shape_origins: uint64 [23, W], where each shape fits on the empty board.
-        template_shapes: int64 [31], the shape id of each template.
+        lines: its lines.
+        shapes: the shapes on it.
         live_planes: float32 [2, num_cells], ones at playable cells that point up, and at those that point down.
     """
 
@@ -146,13 +171,8 @@ class BoardTables(NamedTuple):
     num_words: int
     num_slots: int
     live: NDArray[np.uint64]
-    line_masks: NDArray[np.uint64]
-    line_lengths: NDArray[np.int64]
-    cell_lines: NDArray[np.int64]
-    shape_sizes: NDArray[np.int64]
-    shape_offsets: NDArray[np.int64]
-    shape_origins: NDArray[np.uint64]
-    template_shapes: NDArray[np.int64]
+    lines: LineTables
+    shapes: ShapeTables
     live_planes: NDArray[np.float32]
 
 
@@ -160,7 +180,6 @@ def build_tables(columns: int, ranges: Sequence[Range], num_slots: int, min_line
     """Tables of a board with `columns` columns and one row per range."""
     num_cells = len(ranges) * columns
     live = live_cells(ranges)
-    masks, cell_lines = _line_tables(columns, ranges, min_line_length)
     live_planes = np.zeros((2, num_cells), np.float32)
     for row, column in live:
         live_planes[0 if points_up(row, column) else 1, row * columns + column] = 1
@@ -174,13 +193,13 @@ def build_tables(columns: int, ranges: Sequence[Range], num_slots: int, min_line
         num_words=-(-num_cells // _WORD_BITS),
         num_slots=num_slots,
         live=bitboard(live, columns, num_cells),
-        line_masks=masks,
-        line_lengths=np.bitwise_count(masks).sum(axis=1, dtype=np.int64),
-        cell_lines=cell_lines,
-        shape_sizes=np.array([len(shape.offsets) for shape in SHAPES]),
-        shape_offsets=offsets,
-        shape_origins=np.stack([bitboard(_origins(shape, live), columns, num_cells) for shape in SHAPES]),
-        template_shapes=np.array(SHAPE_OF_TEMPLATE),
+        lines=_line_tables(columns, ranges, min_line_length),
+        shapes=ShapeTables(
+            sizes=np.array([len(shape.offsets) for shape in SHAPES]),
+            offsets=offsets,
+            origins=np.stack([bitboard(_origins(shape, live), columns, num_cells) for shape in SHAPES]),
+            of_template=np.array(SHAPE_OF_TEMPLATE),
+        ),
         live_planes=live_planes,
     )
 
@@ -194,23 +213,21 @@ def bitboard(cells: Iterable[Cell], columns: int, num_cells: int) -> NDArray[np.
     return words
 
 
-def _line_tables(
-    columns: int, ranges: Sequence[Range], min_length: int
-) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
-    """`line_masks` and `cell_lines`; two directions with the same cells, on tiny boards, are one line."""
+def _line_tables(columns: int, ranges: Sequence[Range], min_length: int) -> LineTables:
+    """The lines; two directions with the same cells, on tiny boards, are one line."""
     num_cells = len(ranges) * columns
     by_direction = find_lines(ranges, min_length)
     distinct = list(dict.fromkeys(frozenset(line) for lines in by_direction for line in lines))
-    cell_lines = np.full((NUM_DIRECTIONS, num_cells), len(distinct), np.int64)
+    of_cell = np.full((NUM_DIRECTIONS, num_cells), len(distinct), np.int64)
     for direction, lines in enumerate(by_direction):
         for line in lines:
             number = distinct.index(frozenset(line))
             for row, column in line:
-                cell_lines[direction, row * columns + column] = number
+                of_cell[direction, row * columns + column] = number
     masks = np.zeros((len(distinct), -(-num_cells // _WORD_BITS)), np.uint64)
     for number, line in enumerate(distinct):
         masks[number] = bitboard(line, columns, num_cells)
-    return masks, cell_lines
+    return LineTables(masks, 1 / np.array([len(line) for line in distinct]), of_cell)
 
 
 def _origins(shape: Shape, live: list[Cell]) -> list[Cell]:

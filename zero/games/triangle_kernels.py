@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zero.games.bits import bit_index, count_bits, lowest_bit, single_bit
-from zero.games.triangle_board import NO_SHAPE, NUM_DIRECTIONS, SHAPES, BoardTables
+from zero.games.triangle_board import NO_SHAPE, NUM_DIRECTIONS, SHAPES, BoardTables, LineTables, ShapeTables
 from zero.jit import njit
 
 NUM_EXTRA_WORDS = 3
@@ -33,7 +33,6 @@ _ONE = np.uint64(1)
 _WORD_TOP = np.uint64(63)
 _BYTE = np.uint64(255)
 _NUM_SHAPES = len(SHAPES)
-_LARGEST_SHAPE = max(len(shape.offsets) for shape in SHAPES)
 
 StepArrays = tuple[NDArray[np.uint64], NDArray[np.float32]]
 """States [B, W + 3] and rewards [B] after half a step."""
@@ -62,50 +61,51 @@ def _set_slot(slots: np.uint64, slot: int, shape: int) -> np.uint64:
 
 
 @njit
-def _free_cells(board: BoardTables, position: NDArray[np.uint64], free: NDArray[np.uint64]) -> None:
+def _free_cells(live: NDArray[np.uint64], position: NDArray[np.uint64], free: NDArray[np.uint64]) -> None:
     """Set free [2W + 1] to the playable cells that are not occupied; words from W on must be 0 and stay so."""
-    for word in range(board.num_words):
-        free[word] = board.live[word] & ~position[word]
+    for word in range(live.shape[0]):
+        free[word] = live[word] & ~position[word]
 
 
 @njit
-def _fits(board: BoardTables, free: NDArray[np.uint64], shape: int, word: int) -> np.uint64:
-    """Word `word` of the bitboard of origins where the shape lands on free cells only."""
-    fits = board.shape_origins[shape, word]
-    for triangle in range(board.shape_sizes[shape]):
-        if fits == _NONE:
-            break
-        offset = board.shape_offsets[shape, triangle]
-        source = word + (offset >> 6)
-        shift = np.uint64(offset & 63)
-        # Two shifts, for a shift by 64 is undefined.
-        fits &= (free[source] >> shift) | ((free[source + 1] << (_WORD_TOP - shift)) << _ONE)
-    return fits
+def _fit_slots(shapes: ShapeTables, free: NDArray[np.uint64], slots: np.uint64, fits: NDArray[np.uint64]) -> bool:
+    """Set fits [num_slots, W] to the bitboards of origins where each slot's shape lands on free cells only.
 
-
-@njit
-def _any_fits(board: BoardTables, free: NDArray[np.uint64], slots: np.uint64) -> bool:
-    for slot in range(board.num_slots):
+    True if anything fits.
+    """
+    fits[:] = _NONE
+    found = _NONE
+    for slot in range(fits.shape[0]):
         shape = shape_in_slot(slots, slot)
         if shape == NO_SHAPE:
             continue
-        for word in range(board.num_words):
-            if _fits(board, free, shape, word) != _NONE:
-                return True
-    return False
+        for word in range(fits.shape[1]):
+            fits[slot, word] = shapes.origins[shape, word]
+        for triangle in range(shapes.sizes[shape]):
+            source = shapes.offsets[shape, triangle] >> 6
+            shift = np.uint64(shapes.offsets[shape, triangle] & 63)
+            for word in range(fits.shape[1]):
+                low = free[source + word] >> shift
+                # Two shifts, for a shift by 64 is undefined.
+                high = (free[source + word + 1] << (_WORD_TOP - shift)) << _ONE
+                fits[slot, word] &= low | high
+        for word in range(fits.shape[1]):
+            found |= fits[slot, word]
+    return found != _NONE
 
 
 @njit
-def _is_legal(board: BoardTables, position: NDArray[np.uint64], action: int) -> bool:
+def _is_legal(shapes: ShapeTables, position: NDArray[np.uint64], action: int, num_slots: int, num_cells: int) -> bool:
     """Whether the action, any integer, can be played in a position that goes on."""
-    if action < 0 or action >= board.num_slots * board.num_cells:
+    if action < 0 or action >= num_slots * num_cells:
         return False
-    shape = shape_in_slot(position[board.num_words], action // board.num_cells)
-    origin = action % board.num_cells
-    if shape == NO_SHAPE or (board.shape_origins[shape, origin >> 6] & single_bit(origin)) == _NONE:
+    words: int = shapes.origins.shape[1]
+    origin = action % num_cells
+    shape = shape_in_slot(position[words], action // num_cells)
+    if shape == NO_SHAPE or (shapes.origins[shape, origin >> 6] & single_bit(origin)) == _NONE:
         return False
-    for triangle in range(board.shape_sizes[shape]):
-        cell = origin + board.shape_offsets[shape, triangle]
+    for triangle in range(shapes.sizes[shape]):
+        cell = origin + shapes.offsets[shape, triangle]
         if (position[cell >> 6] & single_bit(cell)) != _NONE:
             return False
     return True
@@ -113,57 +113,55 @@ def _is_legal(board: BoardTables, position: NDArray[np.uint64], action: int) -> 
 
 @njit
 def _clear_lines(
-    board: BoardTables, position: NDArray[np.uint64], placed: NDArray[np.uint64], cleared: NDArray[np.uint64]
+    line_masks: NDArray[np.uint64],
+    position: NDArray[np.uint64],
+    placed: NDArray[np.uint64],
+    cleared: NDArray[np.uint64],
 ) -> int:
     """Empty the full lines through the placed cells [W]; the number of cells emptied. `cleared` [W] is scratch."""
     cleared[:] = _NONE
-    for line in range(board.line_masks.shape[0]):
+    for line in range(line_masks.shape[0]):
         touched = _NONE
         missing = _NONE
-        for word in range(board.num_words):
-            mask = board.line_masks[line, word]
+        for word in range(line_masks.shape[1]):
+            mask = line_masks[line, word]
             touched |= mask & placed[word]
             missing |= mask & ~position[word]
-        if touched != _NONE and missing == _NONE:
-            for word in range(board.num_words):
-                cleared[word] |= board.line_masks[line, word]
+        if missing == _NONE and touched != _NONE:
+            for word in range(line_masks.shape[1]):
+                cleared[word] |= line_masks[line, word]
     count = 0
-    for word in range(board.num_words):
+    for word in range(line_masks.shape[1]):
         position[word] &= ~cleared[word]
         count += count_bits(cleared[word])
     return count
 
 
 @njit
-def _place(
-    board: BoardTables, rewards: Rewards, position: NDArray[np.uint64], action: int, scratch: NDArray[np.uint64]
-) -> float:
-    """Play a legal action: place, empty the slot, clear, count; the reward so far. `scratch` is [2, W]."""
-    slot, origin = action // board.num_cells, action % board.num_cells
-    shape = shape_in_slot(position[board.num_words], slot)
-    size = board.shape_sizes[shape]
-    placed = scratch[0]
+def _occupy(
+    shapes: ShapeTables, position: NDArray[np.uint64], slot: int, origin: int, placed: NDArray[np.uint64]
+) -> int:
+    """Place the shape of a slot where it fits and empty the slot; how many cells that took, set in placed [W]."""
+    words: int = placed.shape[0]
+    shape = shape_in_slot(position[words], slot)
     placed[:] = _NONE
-    for triangle in range(size):
-        cell = origin + board.shape_offsets[shape, triangle]
+    for triangle in range(shapes.sizes[shape]):
+        cell = origin + shapes.offsets[shape, triangle]
         placed[cell >> 6] |= single_bit(cell)
-    for word in range(board.num_words):
+    for word in range(words):
         position[word] |= placed[word]
-    position[board.num_words] = _set_slot(position[board.num_words], slot, NO_SHAPE)
-    cleared = _clear_lines(board, position, placed, scratch[1])
-    position[board.num_words + 1] += _ONE << STEPS_SHIFT
-    position[board.num_words + 2] += _ONE + (np.uint64(cleared) << CLEARED_SHIFT)
-    return rewards.placed * size + rewards.cleared * cleared
+    position[words] = _set_slot(position[words], slot, NO_SHAPE)
+    return int(shapes.sizes[shape])
 
 
 @njit
-def _end_or_live(board: BoardTables, rewards: Rewards, position: NDArray[np.uint64], free: NDArray[np.uint64]) -> float:
-    """End the game if no shape fits; the reward for living or dying. `free` [2W + 1] is scratch."""
-    _free_cells(board, position, free)
-    if _any_fits(board, free, position[board.num_words]):
-        return rewards.alive
-    position[board.num_words + 1] |= OVER
-    return rewards.natural_end
+def _apply_illegal(rewards: Rewards, ends_on_illegal: bool, position: NDArray[np.uint64], words: int) -> float:
+    """End the game, or count a move that did nothing."""
+    if ends_on_illegal:
+        position[words + 1] |= OVER | ENDED_ILLEGALLY
+        return rewards.illegal_action
+    position[words + 1] += _ONE << STEPS_SHIFT
+    return 0.0
 
 
 @njit
@@ -175,29 +173,44 @@ def apply(
     actions: NDArray[np.int64],
 ) -> StepArrays:
     """Play actions [B]; positions that are over or wait for chance stay, with reward 0."""
-    words = board.num_words
+    words, cells = board.num_words, board.num_cells
     after = states.copy()
     paid = np.zeros(states.shape[0], np.float32)
-    free = np.zeros(2 * words + 1, np.uint64)
-    scratch = np.zeros((2, words), np.uint64)
+    free, fits = _scratch(board.num_slots, words)
+    placed = np.zeros((2, words), np.uint64)
     for row in range(states.shape[0]):
-        position = after[row]
+        position, action = after[row], actions[row]
         if (position[words + 1] & _STOPPED) != _NONE:
             continue
-        if not _is_legal(board, position, actions[row]):
-            if ends_on_illegal:
-                position[words + 1] |= OVER | ENDED_ILLEGALLY
-                paid[row] = rewards.illegal_action
-            else:
-                position[words + 1] += _ONE << STEPS_SHIFT
+        if not _is_legal(board.shapes, position, action, board.num_slots, cells):
+            paid[row] = _apply_illegal(rewards, ends_on_illegal, position, words)
             continue
-        reward = _place(board, rewards, position, actions[row], scratch)
+        size = _occupy(board.shapes, position, action // cells, action % cells, placed[0])
+        cleared = _clear_lines(board.lines.masks, position, placed[0], placed[1])
+        reward = rewards.placed * size + rewards.cleared * cleared
+        position[words + 1] += _ONE << STEPS_SHIFT
+        position[words + 2] += _ONE + (np.uint64(cleared) << CLEARED_SHIFT)
         if position[words] == EMPTY_SLOTS:
             position[words + 1] |= CHANCE_PENDING
         else:
-            reward += _end_or_live(board, rewards, position, free)
+            _free_cells(board.live, position, free)
+            reward += _live_or_end(rewards, position, words, _fit_slots(board.shapes, free, position[words], fits))
         paid[row] = reward
     return after, paid
+
+
+@njit
+def _live_or_end(rewards: Rewards, position: NDArray[np.uint64], words: int, lives: bool) -> float:
+    if lives:
+        return rewards.alive
+    position[words + 1] |= OVER
+    return rewards.natural_end
+
+
+@njit
+def _scratch(num_slots: int, words: int) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    """Room for the free cells [2W + 1] and for where shapes fit [num_slots, W]."""
+    return np.zeros(2 * words + 1, np.uint64), np.zeros((num_slots, words), np.uint64)
 
 
 @njit
@@ -208,18 +221,19 @@ def resolve(
     words = board.num_words
     after = states.copy()
     paid = np.zeros(states.shape[0], np.float32)
-    free = np.zeros(2 * words + 1, np.uint64)
+    free, fits = _scratch(board.num_slots, words)
     for row in range(states.shape[0]):
         position = after[row]
         if (position[words + 1] & _STOPPED) != CHANCE_PENDING:
             continue
         for slot in range(board.num_slots):
             template = int(outcomes[row, slot])
-            if template < 0 or template >= board.template_shapes.shape[0]:
+            if template < 0 or template >= board.shapes.of_template.shape[0]:
                 return after, paid, row
-            position[words] = _set_slot(position[words], slot, int(board.template_shapes[template]))
+            position[words] = _set_slot(position[words], slot, int(board.shapes.of_template[template]))
         position[words + 1] &= ~CHANCE_PENDING
-        paid[row] = _end_or_live(board, rewards, position, free)
+        _free_cells(board.live, position, free)
+        paid[row] = _live_or_end(rewards, position, words, _fit_slots(board.shapes, free, position[words], fits))
     return after, paid, -1
 
 
@@ -237,22 +251,22 @@ def legal_action_mask(board: BoardTables, states: NDArray[np.uint64], distinct: 
     """bool [B, A], where shapes fit; with `distinct`, only for the first of the slots that hold the same shape."""
     words, cells = board.num_words, board.num_cells
     mask = np.zeros((states.shape[0], board.num_slots * cells), np.bool_)
-    free = np.zeros(2 * words + 1, np.uint64)
+    free, fits = _scratch(board.num_slots, words)
     for row in range(states.shape[0]):
         slots = states[row, words]
         if (states[row, words + 1] & _STOPPED) != _NONE:
             continue
-        _free_cells(board, states[row], free)
+        _free_cells(board.live, states[row], free)
+        _fit_slots(board.shapes, free, slots, fits)
         for slot in range(board.num_slots):
-            shape = shape_in_slot(slots, slot)
-            if shape == NO_SHAPE or (distinct and _repeats_earlier_slot(slots, slot)):
+            if distinct and _repeats_earlier_slot(slots, slot):
                 continue
             for word in range(words):
-                fits = _fits(board, free, shape, word)
-                while fits != _NONE:
-                    bit = lowest_bit(fits)
+                origins = fits[slot, word]
+                while origins != _NONE:
+                    bit = lowest_bit(origins)
                     mask[row, slot * cells + 64 * word + bit_index(bit)] = True
-                    fits ^= bit
+                    origins ^= bit
     return mask
 
 
@@ -270,21 +284,28 @@ def observe(board: BoardTables, states: NDArray[np.uint64]) -> NDArray[np.uint8]
 
 
 @njit
-def _read_observation(board: BoardTables, observation: NDArray[np.uint8], position: NDArray[np.uint64]) -> bool:
+def _read_observation(
+    live: NDArray[np.uint64],
+    num_slots: int,
+    num_cells: int,
+    observation: NDArray[np.uint8],
+    position: NDArray[np.uint64],
+) -> bool:
     """Set the bitboard and slots of a position [W + 1 or more]; False if there can be no such position."""
-    num_bytes = (board.num_cells + 7) // 8
-    position[: board.num_words] = _NONE
+    words: int = live.shape[0]
+    num_bytes = (num_cells + 7) // 8
+    position[:words] = _NONE
     for byte in range(num_bytes):
         position[byte >> 3] |= np.uint64(observation[byte]) << np.uint64(8 * (byte & 7))
-    position[board.num_words] = EMPTY_SLOTS
-    for slot in range(board.num_slots):
+    position[words] = EMPTY_SLOTS
+    for slot in range(num_slots):
         shape = int(observation[num_bytes + slot])
         if shape >= _NUM_SHAPES and shape != NO_SHAPE:
             return False
-        position[board.num_words] = _set_slot(position[board.num_words], slot, shape)
+        position[words] = _set_slot(position[words], slot, shape)
     outside = _NONE
-    for word in range(board.num_words):
-        outside |= position[word] & ~board.live[word]
+    for word in range(words):
+        outside |= position[word] & ~live[word]
     return outside == _NONE
 
 
@@ -293,15 +314,15 @@ def decode(board: BoardTables, observations: NDArray[np.uint8]) -> tuple[NDArray
     """Positions with counters 0, over or pending as the rules say; also the first impossible row, or -1."""
     words = board.num_words
     states = np.zeros((observations.shape[0], words + NUM_EXTRA_WORDS), np.uint64)
-    free = np.zeros(2 * words + 1, np.uint64)
+    free, fits = _scratch(board.num_slots, words)
     for row in range(observations.shape[0]):
         position = states[row]
-        if not _read_observation(board, observations[row], position):
+        if not _read_observation(board.live, board.num_slots, board.num_cells, observations[row], position):
             return states, row
-        _free_cells(board, position, free)
+        _free_cells(board.live, position, free)
         if position[words] == EMPTY_SLOTS:
             position[words + 1] = CHANCE_PENDING
-        elif not _any_fits(board, free, position[words]):
+        elif not _fit_slots(board.shapes, free, position[words], fits):
             position[words + 1] = OVER
     return states, -1
 
@@ -313,119 +334,116 @@ def encode(board: BoardTables, observations: NDArray[np.uint8]) -> tuple[NDArray
     features = (6 + 2 * slots) * cells
     encoded = np.zeros((observations.shape[0], features + _NUM_SHAPES * slots), np.float32)
     position = np.zeros(words + 1, np.uint64)
-    free = np.zeros(2 * words + 1, np.uint64)
-    missing = np.zeros(board.line_masks.shape[0], np.int64)
-    fill = np.zeros(board.line_masks.shape[0] + 1, np.float32)
+    free, fits = _scratch(slots, words)
+    missing = np.zeros(board.lines.masks.shape[0], np.int64)
+    fill = np.zeros(board.lines.masks.shape[0] + 1, np.float32)
     for row in range(observations.shape[0]):
-        if not _read_observation(board, observations[row], position):
+        if not _read_observation(board.live, slots, cells, observations[row], position):
             return encoded, row
-        _free_cells(board, position, free)
-        _fill_lines(board, free, missing, fill)
-        _encode_board(board, position, fill, encoded[row])
+        _free_cells(board.live, position, free)
+        _fit_slots(board.shapes, free, position[words], fits)
+        _fill_lines(board.lines, free, missing, fill)
+        _mark(position[:words], encoded[row])
+        _encode_board(board.live_planes, board.lines.of_cell, fill, encoded[row, cells : 6 * cells])
         for slot in range(slots):
             shape = shape_in_slot(position[words], slot)
             if shape != NO_SHAPE:
-                planes = encoded[row, (6 + 2 * slot) * cells : (8 + 2 * slot) * cells]
-                _encode_placements(board, free, missing, shape, planes)
+                first = (6 + 2 * slot) * cells
+                legal, clears = encoded[row, first : first + cells], encoded[row, first + cells : first + 2 * cells]
+                _mark(fits[slot], legal)
+                _encode_clears(board.shapes, board.lines.masks, free, missing, shape, legal, clears)
                 encoded[row, features + slot * _NUM_SHAPES + shape] = 1
     return encoded, -1
 
 
 @njit
 def _fill_lines(
-    board: BoardTables, free: NDArray[np.uint64], missing: NDArray[np.int64], fill: NDArray[np.float32]
+    lines: LineTables, free: NDArray[np.uint64], missing: NDArray[np.int64], fill: NDArray[np.float32]
 ) -> None:
     """Set, per line, the number of free cells [L] and the fraction that is occupied [L + 1]; the last stays 0."""
     for line in range(missing.shape[0]):
         count = 0
-        for word in range(board.num_words):
-            count += count_bits(board.line_masks[line, word] & free[word])
+        for word in range(lines.masks.shape[1]):
+            count += count_bits(lines.masks[line, word] & free[word])
         missing[line] = count
-        fill[line] = 1 - count / board.line_lengths[line]
+        fill[line] = 1 - count * lines.inverse_lengths[line]
+
+
+@njit
+def _mark(bits: NDArray[np.uint64], plane: NDArray[np.float32]) -> None:
+    """Write ones at the set bits of a bitboard."""
+    for word in range(bits.shape[0]):
+        left = bits[word]
+        while left != _NONE:
+            bit = lowest_bit(left)
+            plane[64 * word + bit_index(bit)] = 1
+            left ^= bit
 
 
 @njit
 def _encode_board(
-    board: BoardTables, position: NDArray[np.uint64], fill: NDArray[np.float32], encoded: NDArray[np.float32]
-) -> None:
-    """Write the six planes that do not depend on the slots."""
-    cells = board.num_cells
-    for word in range(board.num_words):
-        occupied = position[word]
-        while occupied != _NONE:
-            bit = lowest_bit(occupied)
-            encoded[64 * word + bit_index(bit)] = 1
-            occupied ^= bit
-    for plane in range(2):
-        for cell in range(cells):
-            encoded[(1 + plane) * cells + cell] = board.live_planes[plane, cell]
-    for direction in range(NUM_DIRECTIONS):
-        for cell in range(cells):
-            encoded[(3 + direction) * cells + cell] = fill[board.cell_lines[direction, cell]]
-
-
-@njit
-def _encode_placements(
-    board: BoardTables,
-    free: NDArray[np.uint64],
-    missing: NDArray[np.int64],
-    shape: int,
+    live_planes: NDArray[np.float32],
+    lines_of_cell: NDArray[np.int64],
+    fill: NDArray[np.float32],
     planes: NDArray[np.float32],
 ) -> None:
-    """Write the two planes of a slot, [2 * cells]: legal origins, and how much a placement there would clear."""
-    for word in range(board.num_words):
-        fits = _fits(board, free, shape, word)
-        while fits != _NONE:
-            bit = lowest_bit(fits)
-            planes[64 * word + bit_index(bit)] = 1
-            fits ^= bit
-    for line in range(missing.shape[0]):
-        if 0 < missing[line] <= board.shape_sizes[shape]:
-            _encode_clears(board, free, missing, shape, line, planes)
+    """Write the five planes [5 * cells] of where triangles can lie and how full their lines are."""
+    cells = live_planes.shape[1]
+    for plane in range(2):
+        planes[plane * cells : (plane + 1) * cells] = live_planes[plane]
+    for direction in range(NUM_DIRECTIONS):
+        for cell in range(cells):
+            planes[(2 + direction) * cells + cell] = fill[lines_of_cell[direction, cell]]
 
 
 @njit
 def _encode_clears(
-    board: BoardTables,
+    shapes: ShapeTables,
+    line_masks: NDArray[np.uint64],
     free: NDArray[np.uint64],
     missing: NDArray[np.int64],
     shape: int,
-    line: int,
-    planes: NDArray[np.float32],
+    legal: NDArray[np.float32],
+    clears: NDArray[np.float32],
 ) -> None:
-    """Write how much is cleared by each placement that completes `line`."""
-    gap = -1
-    for word in range(board.num_words):
-        open_cells = board.line_masks[line, word] & free[word]
-        if open_cells != _NONE:
-            gap = 64 * word + bit_index(lowest_bit(open_cells))
-            break
-    # A placement that completes the line covers this gap, so one of its triangles lies there.
-    for triangle in range(board.shape_sizes[shape]):
-        origin = gap - board.shape_offsets[shape, triangle]
-        if origin >= 0 and planes[origin] != 0 and _completes(board, missing, shape, origin, line):
-            planes[board.num_cells + origin] = CLEARED_SCALE * _count_cleared(board, missing, shape, origin)
+    """Write how much is cleared by each legal placement that completes a line; planes [cells]."""
+    for line in range(missing.shape[0]):
+        if missing[line] == 0 or missing[line] > shapes.sizes[shape]:
+            continue
+        gap = _first_gap(line_masks[line], free)
+        # A placement that completes the line covers its gaps, so one of its triangles lies on the first.
+        for triangle in range(shapes.sizes[shape]):
+            origin = gap - shapes.offsets[shape, triangle]
+            if origin >= 0 and legal[origin] != 0 and clears[origin] == 0:
+                cleared = _count_cleared(shapes, line_masks, missing, shape, origin)
+                clears[origin] = CLEARED_SCALE * cleared
 
 
 @njit
-def _completes(board: BoardTables, missing: NDArray[np.int64], shape: int, origin: int, line: int) -> bool:
-    """Whether a legal placement fills all free cells of a line that has some."""
-    count = 0
-    for triangle in range(board.shape_sizes[shape]):
-        cell = origin + board.shape_offsets[shape, triangle]
-        if (board.line_masks[line, cell >> 6] & single_bit(cell)) != _NONE:
-            count += 1
-    return count == missing[line]
+def _first_gap(line_mask: NDArray[np.uint64], free: NDArray[np.uint64]) -> int:
+    """The first free cell of a line; -1 for none."""
+    for word in range(line_mask.shape[0]):
+        gaps = line_mask[word] & free[word]
+        if gaps != _NONE:
+            return 64 * word + bit_index(lowest_bit(gaps))
+    return -1
 
 
 @njit
-def _count_cleared(board: BoardTables, missing: NDArray[np.int64], shape: int, origin: int) -> int:
+def _count_cleared(
+    shapes: ShapeTables, line_masks: NDArray[np.uint64], missing: NDArray[np.int64], shape: int, origin: int
+) -> int:
     """Distinct cells of all lines that a legal placement completes."""
     count = 0
-    for word in range(board.num_words):
+    for word in range(line_masks.shape[1]):
         cleared = _NONE
         for line in range(missing.shape[0]):
-            if 0 < missing[line] <= _LARGEST_SHAPE and _completes(board, missing, shape, origin, line):
-                cleared |= board.line_masks[line, word]
+            if 0 < missing[line] <= shapes.sizes[shape]:
+                covered = 0
+                for triangle in range(shapes.sizes[shape]):
+                    cell = origin + shapes.offsets[shape, triangle]
+                    covered += (line_masks[line, cell >> 6] & single_bit(cell)) != _NONE
+                if covered == missing[line]:
+                    cleared |= line_masks[line, word]
         count += count_bits(cleared)
     return count
