@@ -36,48 +36,52 @@ class Completion(NamedTuple):
 
 
 @njit
-def make_children(tree: Tree, game: int, node: int, logits: NDArray[np.float32], mask: NDArray[np.bool_]) -> int:
-    """List the legal actions of a node with logits and priors, unvisited; returns OK or what is wrong.
+def list_children(tree: Tree, game: int, node: int, logits: NDArray[np.float32], mask: NDArray[np.bool_]) -> int:
+    """List the legal actions of a node with their logits; returns OK or what is wrong.
 
-    Priors are normalised over the legal actions alone: what a network says about others must not weaken them.
+    The rest of what is known of a child is written by `open_children` when the search first descends from the node:
+    most nodes are leaves to the end, and their priors would cost an exponential each.
     """
     actions = tree.child_action[game, node]
-    shifted = tree.child_logit[game, node]
-    count = 0
-    largest = -np.inf
+    listed = tree.child_logit[game, node]
+    count, total = 0, 0.0
     for action in range(mask.shape[0]):
         if not mask[action]:
             continue
         if count == actions.shape[0]:
             return TOO_MANY_ACTIONS
-        logit = logits[action]
-        if not math.isfinite(logit):
-            return NOT_FINITE
         actions[count] = action
-        shifted[count] = logit
-        largest = max(largest, logit)
+        listed[count] = logits[action]
+        total += logits[action]
         count += 1
     tree.num_children[game, node] = count
-    _reset_children(tree, game, node, largest)
-    return OK
+    # A sum is finite only if every term is.
+    return OK if math.isfinite(total) else NOT_FINITE
 
 
 @njit
-def _reset_children(tree: Tree, game: int, node: int, largest_logit: float) -> None:
+def open_children(tree: Tree, game: int, node: int) -> None:
+    """Shift the logits of a node's children, give them priors, and mark them unvisited.
+
+    Priors are normalised over the legal actions alone: what a network says about others must not weaken them.
+    """
+    count = tree.num_children[game, node]
     shifted = tree.child_logit[game, node]
     priors = tree.child_prior[game, node]
-    count = tree.num_children[game, node]
+    largest = np.float32(-np.inf)
+    for k in range(count):
+        largest = max(largest, shifted[k])
     total = 0.0
     for k in range(count):
-        shifted[k] -= np.float32(largest_logit)
+        shifted[k] -= largest
         priors[k] = math.exp(shifted[k])
         total += priors[k]
     for k in range(count):
         # A prior of 0 would leave the mixed value of a node undefined while only such children are visited.
         priors[k] = max(priors[k] / total, _TINY)
-        tree.child_visits[game, node, k] = 0
-        tree.child_q[game, node, k] = 0.0
-        tree.child_index[game, node, k] = UNVISITED
+    tree.child_visits[game, node, :count] = 0
+    tree.child_q[game, node, :count] = 0.0
+    tree.child_index[game, node, :count] = UNVISITED
 
 
 @njit
@@ -143,28 +147,36 @@ def _best_with_visits(tree: Tree, completion: Completion, game: int, due: int) -
 
 
 @njit
-def _improved_weight(tree: Tree, completion: Completion, game: int, node: int, k: int, unvisited: float) -> float:
-    """Child k's share of softmax(logits + sigma), before normalisation; `unvisited` is the factor of all unvisited."""
-    if tree.child_visits[game, node, k] == 0:
-        return tree.child_prior[game, node, k] * unvisited
-    return tree.child_prior[game, node, k] * math.exp(
-        completion.scale * (tree.child_q[game, node, k] - completion.high)
-    )
+def _improve_policy(tree: Tree, completion: Completion, game: int, node: int) -> NDArray[np.float64]:
+    """softmax(logits + sigma(completed values)) over the children of a node, float64 [number of children].
+
+    Computed as priors times exp(sigma), of which unvisited children share one. The result is overwritten by the next.
+    """
+    count = tree.num_children[game, node]
+    priors = tree.child_prior[game, node]
+    visits = tree.child_visits[game, node]
+    values = tree.child_q[game, node]
+    policy = tree.improved_policy[:count]
+    unvisited = math.exp(completion.scale * (completion.mixed_value - completion.high))
+    total = 0.0
+    for k in range(count):
+        factor = math.exp(completion.scale * (values[k] - completion.high)) if visits[k] > 0 else unvisited
+        policy[k] = priors[k] * factor
+        total += policy[k]
+    for k in range(count):
+        policy[k] /= total
+    return policy
 
 
 @njit
 def _select_inside(tree: Tree, rules: SearchRules, game: int, node: int) -> int:
     """The child whose share of visits is furthest below its improved policy (Danihelka et al. 2022, section 5)."""
     completion = complete(tree, rules, game, node)
-    unvisited = math.exp(completion.scale * (completion.mixed_value - completion.high))
-    count = tree.num_children[game, node]
-    total = 0.0
-    for k in range(count):
-        total += _improved_weight(tree, completion, game, node, k, unvisited)
+    policy = _improve_policy(tree, completion, game, node)
+    visits = tree.child_visits[game, node]
     best, best_score = 0, -np.inf
-    for k in range(count):
-        share = tree.child_visits[game, node, k] / (1 + completion.num_visits)
-        score = _improved_weight(tree, completion, game, node, k, unvisited) / total - share
+    for k in range(policy.shape[0]):
+        score = policy[k] - visits[k] / (1 + completion.num_visits)
         if score > best_score:
             best, best_score = k, score
     return best
@@ -174,7 +186,7 @@ def _select_inside(tree: Tree, rules: SearchRules, game: int, node: int) -> int:
 def start(tree: Tree, root: Leaves, seeds: NDArray[np.uint64], gumbel_scale: float) -> int:
     """Make the roots of all games; returns OK or what is wrong with the model's output."""
     for game in range(seeds.shape[0]):
-        status = make_children(tree, game, ROOT, root.logits[game], root.legal_action_mask[game])
+        status = list_children(tree, game, ROOT, root.logits[game], root.legal_action_mask[game])
         if status != OK:
             return status
         if not math.isfinite(root.values[game]):
@@ -185,6 +197,7 @@ def start(tree: Tree, root: Leaves, seeds: NDArray[np.uint64], gumbel_scale: flo
         tree.num_made[game] = 0
         tree.node_visits[game] = 0
         tree.node_visits[game, ROOT] = 1
+        open_children(tree, game, ROOT)
         for k in range(tree.num_children[game, ROOT]):
             # Noise belongs to the action, not to its place in the list, so other masks leave it as it is.
             tree.root_gumbel[game, k] = gumbel_scale * gumbel(seeds[game], tree.child_action[game, ROOT, k])
@@ -218,6 +231,8 @@ def _select_leaf(tree: Tree, rules: SearchRules, game: int, simulation: int, sel
         if node == ROOT:
             slot = _select_at_root(tree, rules, game, simulation)
         else:
+            if tree.node_visits[game, node] == 1:
+                open_children(tree, game, node)
             slot = _select_inside(tree, rules, game, node)
         node = int(tree.child_index[game, parent, slot])
     selection.slot[game] = slot
@@ -274,7 +289,7 @@ def _make_node(tree: Tree, selection: Selection, leaves: Leaves, game: int, node
     tree.num_children[game, node] = 0
     if leaves.is_chance[game] or leaves.terminated[game]:
         return OK
-    return make_children(tree, game, node, leaves.logits[game], leaves.legal_action_mask[game])
+    return list_children(tree, game, node, leaves.logits[game], leaves.legal_action_mask[game])
 
 
 @njit
@@ -323,14 +338,12 @@ def conclude(tree: Tree, rules: SearchRules, outcome: Outcome) -> None:
 @njit
 def _conclude_root(tree: Tree, rules: SearchRules, game: int, outcome: Outcome) -> None:
     completion = complete(tree, rules, game, ROOT)
-    unvisited = math.exp(completion.scale * (completion.mixed_value - completion.high))
-    count = tree.num_children[game, ROOT]
-    total, most_visits = 0.0, 0
-    for k in range(count):
-        total += _improved_weight(tree, completion, game, ROOT, k, unvisited)
-        most_visits = max(most_visits, tree.child_visits[game, ROOT, k])
-    for k in range(count):
+    policy = _improve_policy(tree, completion, game, ROOT)
+    most_visits = 0
+    for k in range(policy.shape[0]):
         action = tree.child_action[game, ROOT, k]
-        outcome.visit_counts[game, action] = tree.child_visits[game, ROOT, k]
-        outcome.search_policy[game, action] = _improved_weight(tree, completion, game, ROOT, k, unvisited) / total
+        visits = tree.child_visits[game, ROOT, k]
+        outcome.visit_counts[game, action] = visits
+        outcome.search_policy[game, action] = policy[k]
+        most_visits = max(most_visits, visits)
     outcome.actions[game] = tree.child_action[game, ROOT, _best_with_visits(tree, completion, game, most_visits)]

@@ -12,7 +12,8 @@ UNVISITED = -1
 class Tree(NamedTuple):
     """B trees; node 0 is the root, node i + 1 is the one made in simulation i.
 
-    A simulation that makes no node leaves its slot with 0 visits; nothing else of such a slot holds meaning.
+    A simulation that makes no node leaves its slot with 0 visits; nothing else of such a slot holds meaning. Of the
+    children of a node with a single visit, only the actions and the raw logits are known.
 
     A chance node is an afterstate: its value is the mean over the outcomes sampled so far, and it has no children.
 
@@ -36,6 +37,7 @@ class Tree(NamedTuple):
         child_q: float32 [B, N, K], reward plus discounted value, for the player to move at the node; 0 if unvisited.
         child_index: int32 [B, N, K], the child's node, or UNVISITED.
         root_gumbel: float32 [B, K].
+        improved_policy: float64 [K], of the node that was looked at last.
     """
 
     num_made: NDArray[np.int32]
@@ -55,6 +57,7 @@ class Tree(NamedTuple):
     child_q: NDArray[np.float32]
     child_index: NDArray[np.int32]
     root_gumbel: NDArray[np.float32]
+    improved_policy: NDArray[np.float64]
 
 
 def allocate_tree(batch_size: int, num_nodes: int, max_children: int) -> Tree:
@@ -79,6 +82,7 @@ def allocate_tree(batch_size: int, num_nodes: int, max_children: int) -> Tree:
         child_q=np.zeros(children, np.float32),
         child_index=np.zeros(children, np.int32),
         root_gumbel=np.zeros((batch_size, max_children), np.float32),
+        improved_policy=np.zeros(max_children, np.float64),
     )
 
 
