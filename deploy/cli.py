@@ -1,0 +1,300 @@
+"""The command line: `zero train` runs everything, the other commands run one role each."""
+
+import datetime
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+# What brings torch, Ray or numba is imported by the commands that need it: `zero --help` must not wait for them.
+from deploy.errors import BAD_INPUT, DeployError
+from deploy.experiment_files import config_to_toml, load_experiment
+from deploy.interrupts import run_until_interrupted
+from deploy.roles import Addresses, Assignment, Role, check_experiment, run_role
+from deploy.run_folder import RunFolder, create_run_folder, open_or_create_run_folder
+from zero.config import ExperimentConfig
+
+DEFAULT_REPLAY_PORT = 8470
+DEFAULT_METRICS_PORT = 9470
+MANUAL_RUN = Path("runs/manual")
+LOG_LEVELS = ("debug", "info", "warning", "error")
+
+app = typer.Typer(
+    name="zero",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="Distributed self-play with a durable replay server. `zero train` does it all on this machine.",
+)
+
+
+def _log_level(value: str) -> str:
+    if value.lower() not in LOG_LEVELS:
+        raise typer.BadParameter(f"{value!r} is none of {', '.join(LOG_LEVELS)}")
+    return value.lower()
+
+
+Experiment = Annotated[
+    str,
+    typer.Option(
+        "--experiment",
+        "-e",
+        envvar="ZERO_EXPERIMENT",
+        metavar="NAME|PATH",
+        help="A built-in experiment (triangle, tic_tac_toe) or a TOML file.",
+    ),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        "-s",
+        metavar="KEY=VALUE",
+        help="Another value of the config, for example search.num_simulations=64; repeatable.",
+    ),
+]
+LogLevel = Annotated[
+    str,
+    typer.Option(
+        envvar="ZERO_LOG_LEVEL", callback=_log_level, metavar="LEVEL", help="One of debug, info, warning, error."
+    ),
+]
+ReplayAddress = Annotated[
+    str, typer.Option(envvar="ZERO_REPLAY_ADDRESS", metavar="HOST:PORT", help="Where the replay server answers.")
+]
+Host = Annotated[str, typer.Option(envvar="ZERO_HOST", help="Interface to serve on; others must reach it.")]
+MetricsPort = Annotated[
+    int,
+    typer.Option(envvar="ZERO_METRICS_PORT", min=0, max=65535, help="Where /metrics is served; 0 takes a free one."),
+]
+RedisUrl = Annotated[
+    str | None,
+    typer.Option(
+        envvar="ZERO_REDIS_URL",
+        metavar="URL",
+        help="Redis that keeps the data, for example redis://host:6379/0; a private one is started without. "
+        "Give passwords by the environment variable: command lines can be seen by others.",
+    ),
+]
+RunDir = Annotated[Path, typer.Option(envvar="ZERO_RUN_DIR", metavar="DIR", help="The run's folder.")]
+DEFAULT_ADDRESS = f"127.0.0.1:{DEFAULT_REPLAY_PORT}"
+
+
+@app.command()
+def train(  # noqa: PLR0913, PLR0917 - one parameter per option, as typer wants it
+    experiment: Experiment = "triangle",
+    overrides: Overrides = None,
+    minutes: Annotated[float, typer.Option("--minutes", "-m", min=0.01, help="How long to train.")] = 10.0,
+    actors: Annotated[
+        int | None, typer.Option(min=1, help="How many actors play; by default one per core, less one for the learner.")
+    ] = None,
+    run_dir: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder of the new run; by default runs/EXPERIMENT-TIME.")
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Go on with the run in this folder, with the config it has.")
+    ] = None,
+    ray_address: Annotated[
+        str | None,
+        typer.Option(
+            envvar="ZERO_RAY_ADDRESS",
+            metavar="HOST:PORT|auto",
+            help="Place the roles on this Ray cluster, from one of its machines; without, Ray is started here.",
+        ),
+    ] = None,
+    redis_url: RedisUrl = None,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(
+            envvar="ZERO_METRICS_PORT",
+            min=0,
+            max=65535,
+            help=f"Where the replay server serves /metrics and /sd; by default {DEFAULT_METRICS_PORT} if it is free.",
+        ),
+    ] = None,
+    evaluator: Annotated[bool, typer.Option(help="Measure the agent on fixed seeds meanwhile.")] = True,
+    live: Annotated[
+        bool | None, typer.Option("--live/--no-live", help="Draw a live panel; by default in a terminal.")
+    ] = None,
+    log_level: LogLevel = "info",
+) -> None:
+    """Train: start Redis, replay server, learner, actors and evaluator, show how it goes, save at the end.
+
+    Example: `zero train --minutes 5 --set search.num_simulations=64`
+    """
+    if resume is not None:
+        _refuse_with_resume({"--set": overrides, "--run-dir": run_dir})
+        folder = RunFolder(resume.absolute())
+        config = folder.config()
+        check_experiment(config)
+    else:
+        config = load_experiment(experiment, overrides or [])
+        check_experiment(config)
+        folder = create_run_folder(run_dir or _new_run_dir(config.name), config)
+    from deploy.launch import TrainOptions  # noqa: PLC0415 - imports Ray
+    from deploy.launch import train as train_run  # noqa: PLC0415
+
+    console = Console()
+    options = TrainOptions(
+        minutes=minutes,
+        num_actors=actors,
+        ray_address=ray_address,
+        redis_url=redis_url,
+        metrics_port=metrics_port,
+        live=console.is_terminal if live is None else live,
+        evaluator=evaluator,
+        log_level=log_level,
+    )
+    train_run(config, folder, options, console)
+
+
+@app.command("replay-server")
+def replay_server(
+    data_dir: Annotated[
+        Path, typer.Option(envvar="ZERO_DATA_DIR", metavar="DIR", help="Where a private Redis keeps its data.")
+    ] = MANUAL_RUN / "replay",
+    redis_url: RedisUrl = None,
+    host: Host = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(envvar="ZERO_PORT", min=0, max=65535, help="Where gRPC is served; 0 takes a free one.")
+    ] = DEFAULT_REPLAY_PORT,
+    metrics_port: MetricsPort = DEFAULT_METRICS_PORT,
+    log_level: LogLevel = "info",
+) -> None:
+    """Be the replay server: keep trajectories, serve sequences and weights, list live processes at /sd.
+
+    Example: `zero replay-server --port 8470 --data-dir runs/manual/replay`
+    """
+    _log_to_stderr(log_level)
+    assignment = Assignment(
+        Role.REPLAY_SERVER,
+        MANUAL_RUN,
+        host=host,
+        port=port,
+        metrics_port=metrics_port,
+        data_dir=data_dir.absolute(),
+        redis_url=redis_url,
+    )
+
+    def say(addresses: Addresses) -> None:
+        typer.echo(f"replay server at {addresses.grpc}, metrics http://{addresses.metrics}/metrics and …/sd")
+
+    run_until_interrupted(lambda stop: run_role(assignment, None, stop, say))
+
+
+@app.command()
+def learner(
+    experiment: Experiment = "triangle",
+    overrides: Overrides = None,
+    run_dir: RunDir = MANUAL_RUN,
+    replay_address: ReplayAddress = DEFAULT_ADDRESS,
+    host: Host = "127.0.0.1",
+    metrics_port: MetricsPort = 0,
+    log_level: LogLevel = "info",
+) -> None:
+    """Be the learner: draw batches, train, publish weights, save checkpoints; goes on from the newest one.
+
+    Example: `zero learner --replay-address 127.0.0.1:8470 --run-dir runs/manual`
+    """
+    config = load_experiment(experiment, overrides or [])
+    folder = open_or_create_run_folder(run_dir, config)
+    assignment = Assignment(
+        Role.LEARNER, folder.path, host=host, metrics_port=metrics_port, replay_address=replay_address
+    )
+    _be(assignment, config, log_level)
+
+
+@app.command()
+def actor(
+    experiment: Experiment = "triangle",
+    overrides: Overrides = None,
+    index: Annotated[int, typer.Option(min=0, help="Which of the run's actors; each needs another number.")] = 0,
+    replay_address: ReplayAddress = DEFAULT_ADDRESS,
+    host: Host = "127.0.0.1",
+    metrics_port: MetricsPort = 0,
+    log_level: LogLevel = "info",
+) -> None:
+    """Be an actor: play with the newest weights and send what was played.
+
+    Example: `zero actor --replay-address 127.0.0.1:8470 --index 1`
+    """
+    config = load_experiment(experiment, overrides or [])
+    assignment = Assignment(
+        Role.ACTOR, MANUAL_RUN, index=index, host=host, metrics_port=metrics_port, replay_address=replay_address
+    )
+    _be(assignment, config, log_level)
+
+
+@app.command()
+def evaluate(
+    run: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Measure the newest checkpoint of this run once, and end.")
+    ] = None,
+    games: Annotated[int, typer.Option(min=1, help="Fixed seeds to play with --run.")] = 256,
+    experiment: Experiment = "triangle",
+    overrides: Overrides = None,
+    replay_address: ReplayAddress = DEFAULT_ADDRESS,
+    host: Host = "127.0.0.1",
+    metrics_port: MetricsPort = 0,
+    log_level: LogLevel = "info",
+) -> None:
+    """Measure a run on fixed seeds, once; or without --run be the evaluator, which measures new weights at intervals.
+
+    Examples: `zero evaluate --run runs/manual --games 256` and `zero evaluate --replay-address 127.0.0.1:8470`
+    """
+    if run is not None:
+        from deploy.evaluate import evaluate_run  # noqa: PLC0415 - imports torch
+
+        evaluate_run(run, games, Console())
+        return
+    config = load_experiment(experiment, overrides or [])
+    assignment = Assignment(
+        Role.EVALUATOR, MANUAL_RUN, host=host, metrics_port=metrics_port, replay_address=replay_address
+    )
+    _be(assignment, config, log_level)
+
+
+@app.command("config")
+def show_config(experiment: Experiment = "triangle", overrides: Overrides = None) -> None:
+    """Print the effective config of an experiment as TOML, every value of it.
+
+    Example: `zero config --experiment tic_tac_toe --set learner.batch_size=128 > mine.toml`
+    """
+    config = load_experiment(experiment, overrides or [])
+    check_experiment(config)
+    typer.echo(config_to_toml(config), nl=False)
+
+
+def _be(assignment: Assignment, config: ExperimentConfig, log_level: str) -> None:
+    _log_to_stderr(log_level)
+    typer.echo(f"{assignment.name} of {config.name}, replay server {assignment.replay_address} (Ctrl-C stops)")
+    run_until_interrupted(lambda stop: run_role(assignment, config, stop))
+
+
+def _log_to_stderr(log_level: str) -> None:
+    logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+
+
+def _new_run_dir(name: str) -> Path:
+    return Path("runs") / f"{name}-{datetime.datetime.now().astimezone():%Y%m%d-%H%M%S}"
+
+
+def _refuse_with_resume(options: dict[str, object]) -> None:
+    for option, value in options.items():
+        if value:
+            raise DeployError(f"{option} does not go with --resume: a run goes on with the config it has", BAD_INPUT)
+
+
+def main() -> None:
+    """Run the command line; a user's mistake ends it with one line and no traceback."""
+    try:
+        app()
+    except DeployError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)

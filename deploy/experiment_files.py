@@ -1,0 +1,52 @@
+"""Experiment files: finds them by name or path, reads them, and writes the effective config."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import tomli_w
+
+from deploy.errors import BAD_INPUT, DeployError
+from zero.config import ConfigError, ExperimentConfig, parse_config
+
+BUILT_IN_FOLDER = Path(__file__).parent / "experiments"
+
+
+def built_in_names() -> tuple[str, ...]:
+    """Names of the experiments that come with Zero, sorted."""
+    return tuple(sorted(path.stem for path in BUILT_IN_FOLDER.glob("*.toml")))
+
+
+def load_experiment(name_or_path: str, overrides: Sequence[str]) -> ExperimentConfig:
+    """Read an experiment.
+
+    Args:
+        name_or_path: one of `built_in_names()`, or the path of a TOML file.
+        overrides: `section.key=value`, later ones win.
+
+    Raises:
+        DeployError: no such experiment, or a key or value that is not allowed.
+    """
+    path = BUILT_IN_FOLDER / f"{name_or_path}.toml" if name_or_path in built_in_names() else Path(name_or_path)
+    return read_config(path, overrides, f"name one of {', '.join(built_in_names())}, or the path of a TOML file")
+
+
+def read_config(path: Path, overrides: Sequence[str], remedy: str) -> ExperimentConfig:
+    """Read a config file.
+
+    Raises:
+        DeployError: it cannot be read, which the remedy may help, or holds what is not allowed.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "is not UTF-8 text"
+        raise DeployError(f"experiment {str(path)!r}: {reason}; {remedy}", BAD_INPUT) from None
+    try:
+        return parse_config(text, list(overrides))
+    except ConfigError as error:
+        raise DeployError(str(error), BAD_INPUT) from None
+
+
+def config_to_toml(config: ExperimentConfig) -> str:
+    """All values of a config as TOML that `parse_config` reads back to an equal one."""
+    return tomli_w.dumps(config.model_dump(mode="json"))

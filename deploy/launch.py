@@ -1,0 +1,277 @@
+"""Runs a whole training run: starts all roles, shows how it goes, ends it in order, says what came of it."""
+
+import json
+import math
+import socket
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+
+from deploy.figures import Figures, RunFigures
+from deploy.interrupts import Interrupts
+from deploy.live import LiveView, PlainView, Status, View
+from deploy.ray_fleet import RayFleet
+from deploy.roles import Addresses, Assignment, Role
+from deploy.run_folder import RunFolder, locked
+from deploy.scrape import Scrape, Scraper
+from deploy.supervisor import Supervisor
+from zero.config import ExperimentConfig
+
+POLL_SECONDS = 0.5
+SCRAPE_INTERVAL_SECONDS = 1.0
+METRICS_LINE_INTERVAL_SECONDS = 5.0
+DEFAULT_METRICS_PORT = 9470
+"""Where Prometheus finds a run by deploy/prometheus/prometheus.yml."""
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """How a run is run; nothing of it affects what is learned.
+
+    Attributes:
+        minutes: how long.
+        num_actors: how many actors; None for one per core, less one for the learner.
+        ray_address: a Ray cluster to join; None starts Ray here.
+        redis_url: a Redis to keep the replay data in; None starts a private one.
+        metrics_port: of the replay server; None for DEFAULT_METRICS_PORT, or any if that is taken.
+        live: draw a panel instead of writing lines.
+        evaluator: whether a role measures the agent meanwhile.
+        log_level: of the log files.
+    """
+
+    minutes: float = 10.0
+    num_actors: int | None = None
+    ray_address: str | None = None
+    redis_url: str | None = None
+    metrics_port: int | None = None
+    live: bool = True
+    evaluator: bool = True
+    log_level: str = "info"
+
+
+def train(config: ExperimentConfig, folder: RunFolder, options: TrainOptions, console: Console) -> None:
+    """Train until the time is over or a signal arrives, then save and stop.
+
+    Raises:
+        DeployError: a role could not be started or kept alive.
+    """
+    footer = [f"run {folder.path}"]
+    view: View = LiveView(console, lambda: footer[0]) if options.live else PlainView(console)
+    with locked(folder), Interrupts() as interrupts:
+        view.event(f"==> Training {config.name} for {options.minutes:g} minutes (Ctrl-C saves and stops)")
+        view.event(f"    run      {folder.path}")
+        place = f"joining Ray at {options.ray_address}" if options.ray_address else "on this machine"
+        view.event(f"    starting {place}")
+        fleet = RayFleet(config, options.ray_address, options.num_actors, options.log_level)
+        try:
+            # Ray sets a handler of its own.
+            interrupts.install()
+            supervisor = Supervisor(fleet, lambda text: view.event(f"    {text}"))
+            addresses = supervisor.start_replay_server(
+                _replay_assignment(fleet, folder, options), lambda: interrupts.count > 0
+            )
+            if addresses is None:
+                supervisor.stop(lambda: True)
+                return
+            footer[0] = (
+                f"metrics http://{addresses.metrics}/metrics  processes http://{addresses.metrics}/sd\n{footer[0]}"
+            )
+            view.event(f"    replay   {addresses.grpc}, metrics http://{addresses.metrics}/metrics and …/sd")
+            _start_others(supervisor, fleet, folder, options, addresses)
+            with Following(addresses, folder) as following:
+                run = _TrainingRun(config, options, supervisor, following, view, interrupts, fleet.num_actors)
+                run.train_and_stop()
+        finally:
+            fleet.close()
+        for line in closing_lines(folder, following.run_figures, following.figures):
+            view.event(line)
+
+
+class Following:
+    """Scrapes a run in the background and notes its figures in the run's folder.
+
+    Args:
+        addresses: of the replay server.
+        folder: the run's.
+        clock: monotonic seconds.
+
+    Attributes:
+        run_figures: all that was seen.
+        figures: the newest; None before the first scrape.
+    """
+
+    def __init__(self, addresses: Addresses, folder: RunFolder, clock: Callable[[], float] = time.monotonic) -> None:
+        self.run_figures = RunFigures()
+        self.figures: Figures | None = None
+        self._clock = clock
+        self._file = MetricsFile(folder.metrics_file)
+        self._scraper = Scraper(addresses.metrics)
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="following")
+        self._pending: Future[Scrape] | None = None
+        self._next_scrape = clock()
+        self._next_line = clock()
+
+    def poll(self) -> None:
+        """Take in a scrape that has arrived, and ask for the next one when it is time; returns at once."""
+        now = self._clock()
+        if self._pending is None and now >= self._next_scrape:
+            self._next_scrape = now + SCRAPE_INTERVAL_SECONDS
+            self._pending = self._executor.submit(self._scraper.scrape)
+        if self._pending is not None and self._pending.done():
+            self.figures = self.run_figures.update(self._pending.result())
+            self._pending = None
+            if now >= self._next_line:
+                self._next_line = now + METRICS_LINE_INTERVAL_SECONDS
+                self._file.append(self.figures)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._executor.shutdown(wait=True)
+        self._scraper.close()
+        if self.figures is not None:
+            self._file.append(self.figures)
+
+
+class MetricsFile:
+    """Appends figures as JSON lines.
+
+    Args:
+        path: the file; made when first written to.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def append(self, figures: Figures) -> None:
+        """Write one line: unix time and all figures, null for what is not known."""
+        values = {"time": time.time(), **asdict(figures)}
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(_known(values)) + "\n")
+
+
+class _TrainingRun:
+    """The time between all roles being started and all being stopped."""
+
+    def __init__(
+        self,
+        config: ExperimentConfig,
+        options: TrainOptions,
+        supervisor: Supervisor,
+        following: Following,
+        view: View,
+        interrupts: Interrupts,
+        num_actors: int,
+    ) -> None:
+        self._config = config
+        self._options = options
+        self._supervisor = supervisor
+        self._following = following
+        self._view = view
+        self._interrupts = interrupts
+        self._num_actors = num_actors
+        self._started = time.monotonic()
+        self._learning = False
+
+    def train_and_stop(self) -> None:
+        """Supervise until the time is over or a signal arrives; then stop all roles, also if one cannot live."""
+        total = 60 * self._options.minutes
+        with self._view:
+            try:
+                while self._interrupts.count == 0 and time.monotonic() - self._started < total:
+                    self._supervisor.poll(POLL_SECONDS)
+                    self._following.poll()
+                    self._announce_learning()
+                    self._view.show(self._status(stopping=False))
+            finally:
+                self._view.show(self._status(stopping=True))
+                self._view.event("==> Stopping: actors, evaluator, learner (saves), replay server; Ctrl-C hurries")
+                signals = self._interrupts.count
+                self._supervisor.stop(lambda: self._interrupts.count > signals)
+
+    def _announce_learning(self) -> None:
+        figures = self._following.figures
+        if not self._learning and figures is not None and figures.training_step >= 1:
+            self._learning = True
+            self._view.event(f"    learning since {time.monotonic() - self._started:.0f} s after the roles started")
+
+    def _status(self, *, stopping: bool) -> Status:
+        return Status(
+            figures=self._following.figures,
+            scores=self._following.run_figures.scores,
+            elapsed_seconds=time.monotonic() - self._started,
+            total_seconds=60 * self._options.minutes,
+            num_actors=self._num_actors,
+            capacity=self._config.replay.capacity,
+            restarts=self._supervisor.restarts,
+            stopping=stopping,
+        )
+
+
+def _replay_assignment(fleet: RayFleet, folder: RunFolder, options: TrainOptions) -> Assignment:
+    port = options.metrics_port
+    if port is None:
+        port = DEFAULT_METRICS_PORT if _is_free(DEFAULT_METRICS_PORT) else 0
+    return Assignment(Role.REPLAY_SERVER, folder.path, host=fleet.host, metrics_port=port, redis_url=options.redis_url)
+
+
+def _start_others(
+    supervisor: Supervisor, fleet: RayFleet, folder: RunFolder, options: TrainOptions, addresses: Addresses
+) -> None:
+    def assign(role: Role, index: int = 0) -> Assignment:
+        return Assignment(role, folder.path, index=index, host=fleet.host, replay_address=addresses.grpc)
+
+    supervisor.start(assign(Role.LEARNER))
+    for index in range(fleet.num_actors):
+        supervisor.start(assign(Role.ACTOR, index))
+    if options.evaluator:
+        supervisor.start(assign(Role.EVALUATOR))
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+def closing_lines(folder: RunFolder, run_figures: RunFigures, figures: Figures | None) -> list[str]:
+    """What came of a run, where it is, and what to do next."""
+    lines = ["==> Done"]
+    first, now = run_figures.scores.first(), run_figures.scores.now()
+    if not math.isnan(now):
+        lines.append(f"    self-play score   {first:.1f} at the beginning, {now:.1f} now")
+    if figures is not None and figures.evaluation_scores:
+        scores = ", ".join(f"{player} {score:.1f}" for player, score in figures.evaluation_scores.items())
+        lines.append(f"    evaluation score  {scores}")
+    if figures is not None and not math.isnan(figures.training_step):
+        lines.append(f"    played, trained   {figures.games:,.0f} games, training step {figures.training_step:,.0f}")
+    checkpoints = sorted(folder.checkpoints.glob("step-*"))
+    lines += [
+        f"    run               {folder.path}",
+        f"    metrics           {folder.metrics_file}",
+        f"    checkpoint        {checkpoints[-1] if checkpoints else 'none yet'}",
+        "==> Next",
+        f"    zero evaluate --run {folder.path}    measures it on fixed seeds",
+        f"    zero train --resume {folder.path}    goes on from here",
+    ]
+    return lines
+
+
+def _known(value: object) -> object:
+    """The same with None for NaN, which JSON does not have."""
+    if isinstance(value, Mapping):
+        return {key: _known(inner) for key, inner in value.items()}
+    return None if isinstance(value, float) and math.isnan(value) else value

@@ -1,0 +1,203 @@
+"""The roles by name: runs any of them from plain values, so that Ray and the command line start them alike."""
+
+import errno
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from threading import Event
+
+from deploy.errors import BAD_INPUT, FAILED, DeployError
+from deploy.run_folder import RunFolder
+from zero.config import ConfigError, ExperimentConfig
+
+
+class Role(StrEnum):
+    """What a process can be."""
+
+    REPLAY_SERVER = "replay-server"
+    LEARNER = "learner"
+    ACTOR = "actor"
+    EVALUATOR = "evaluator"
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """Which role a process plays, and where; plain values, so that it travels.
+
+    Attributes:
+        role: what to be.
+        run_dir: the run's folder; used by the replay server and the learner.
+        index: which of several actors.
+        host: interface to serve on, also in what others are told.
+        port: gRPC port of the replay server; 0 takes a free one.
+        metrics_port: where /metrics is served; 0 takes a free one.
+        replay_address: host:port of the replay server; unused by itself.
+        data_dir: where the replay server keeps its data, if not in the run's folder.
+        redis_url: the replay server's Redis; None starts a private one.
+    """
+
+    role: Role
+    run_dir: Path
+    index: int = 0
+    host: str = "127.0.0.1"
+    port: int = 0
+    metrics_port: int = 0
+    replay_address: str = ""
+    data_dir: Path | None = None
+    redis_url: str | None = None
+
+    @property
+    def name(self) -> str:
+        """Unique within a run: "learner", "actor-3"."""
+        return f"{self.role.value}-{self.index}" if self.role is Role.ACTOR else self.role.value
+
+
+@dataclass(frozen=True)
+class Addresses:
+    """Where a replay server answers.
+
+    Attributes:
+        grpc: host:port of its services.
+        metrics: host:port of /metrics and /sd.
+    """
+
+    grpc: str
+    metrics: str
+
+
+def run_role(
+    assignment: Assignment,
+    config: ExperimentConfig | None,
+    stop: Event,
+    on_ready: Callable[[Addresses], None] | None = None,
+) -> None:
+    """Be the role until `stop`.
+
+    Args:
+        assignment: which role, and where.
+        config: the experiment; the replay server needs none.
+        stop: ends the role.
+        on_ready: called by a replay server once it answers.
+
+    Raises:
+        DeployError: everything that a user or an operator can do something about.
+    """
+    if assignment.role is Role.REPLAY_SERVER:
+        _run_replay_server(assignment, stop, on_ready)
+        return
+    if config is None:
+        raise ValueError(f"{assignment.name} needs a config")
+    with _user_errors(f"{assignment.host}:{assignment.metrics_port}"):
+        _RUNNERS[assignment.role](assignment, config, stop)
+
+
+def check_experiment(config: ExperimentConfig) -> None:
+    """Build what the config names once, before anything is started.
+
+    Raises:
+        DeployError: an unknown game, a wrong option, a table that cannot work.
+    """
+    from zero.games.game import GameError  # noqa: PLC0415
+    from zero.games.registry import make_game  # noqa: PLC0415 - loads the compiled games
+    from zero.self_play_table import self_play_table  # noqa: PLC0415
+
+    try:
+        self_play_table(config, make_game(config.game.name, config.game.options))
+    except GameError as error:
+        raise DeployError(str(error), BAD_INPUT) from None
+    except ValueError as error:
+        raise DeployError(f"replay: {error}", BAD_INPUT) from None
+
+
+def _run_replay_server(assignment: Assignment, stop: Event, on_ready: Callable[[Addresses], None] | None) -> None:
+    from replay_server.server import (  # noqa: PLC0415 - a role imports what it needs, and no other role's libraries
+        BoundAddresses,
+        ReplayServerError,
+        ReplayServerSettings,
+        run_replay_server,
+    )
+
+    def forward(bound: BoundAddresses) -> None:
+        if on_ready is not None:
+            on_ready(Addresses(bound.address, bound.metrics_address))
+
+    settings = ReplayServerSettings(
+        host=assignment.host,
+        port=assignment.port,
+        metrics_port=assignment.metrics_port,
+        data_dir=assignment.data_dir or RunFolder(assignment.run_dir).replay,
+        redis_url=assignment.redis_url,
+    )
+    try:
+        run_replay_server(settings, stop, forward)
+    except ReplayServerError as error:
+        raise DeployError(str(error), FAILED) from error
+
+
+def _run_learner(assignment: Assignment, config: ExperimentConfig, stop: Event) -> None:
+    from learner.checkpoint import CheckpointError  # noqa: PLC0415
+    from learner.learner import LearnerSettings, run_learner  # noqa: PLC0415
+
+    settings = LearnerSettings(
+        replay_address=assignment.replay_address,
+        run_dir=assignment.run_dir,
+        metrics_host=assignment.host,
+        metrics_port=assignment.metrics_port,
+    )
+    try:
+        run_learner(config, settings, stop)
+    except CheckpointError as error:
+        raise DeployError(str(error), BAD_INPUT) from error
+
+
+def _run_actor(assignment: Assignment, config: ExperimentConfig, stop: Event) -> None:
+    from actors.actor import ActorSettings, run_actor  # noqa: PLC0415
+
+    settings = ActorSettings(
+        replay_address=assignment.replay_address,
+        index=assignment.index,
+        metrics_host=assignment.host,
+        metrics_port=assignment.metrics_port,
+    )
+    run_actor(config, settings, stop)
+
+
+def _run_evaluator(assignment: Assignment, config: ExperimentConfig, stop: Event) -> None:
+    from actors.evaluator import EvaluatorSettings, run_evaluator  # noqa: PLC0415
+
+    settings = EvaluatorSettings(
+        replay_address=assignment.replay_address,
+        metrics_host=assignment.host,
+        metrics_port=assignment.metrics_port,
+    )
+    run_evaluator(config, settings, stop)
+
+
+_RUNNERS: dict[Role, Callable[[Assignment, ExperimentConfig, Event], None]] = {
+    Role.LEARNER: _run_learner,
+    Role.ACTOR: _run_actor,
+    Role.EVALUATOR: _run_evaluator,
+}
+
+
+@contextmanager
+def _user_errors(metrics_address: str) -> Generator[None]:
+    """Turn the errors that every role shares into a DeployError."""
+    from replay_server.client import ReplayError  # noqa: PLC0415
+    from zero.games.game import GameError  # noqa: PLC0415
+    from zero.networks.weights import WeightsMismatchError  # noqa: PLC0415 - imports torch
+
+    try:
+        yield
+    except (ConfigError, GameError) as error:
+        raise DeployError(str(error), BAD_INPUT) from error
+    except WeightsMismatchError as error:
+        raise DeployError(f"{error}; is this the run that plays into that replay server?", BAD_INPUT) from error
+    except ReplayError as error:
+        raise DeployError(f"replay server: {error}", FAILED) from error
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+        raise DeployError(f"{metrics_address} is in use; choose another --metrics-port", FAILED) from error

@@ -1,0 +1,193 @@
+"""Keeps the roles of a run alive: restarts what dies, gives up on what cannot live, stops all in order."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from deploy.errors import BAD_INPUT, FAILED, DeployError
+from deploy.ray_fleet import Outcome, RayFleet, RunningRole
+from deploy.roles import Addresses, Assignment, Role
+
+QUICK_FAILURE_SECONDS = 30.0
+"""A role that ends within this time of its start has failed at once."""
+MAX_QUICK_FAILURES = 5
+FIRST_BACKOFF_SECONDS = 0.5
+MAX_BACKOFF_SECONDS = 15.0
+READY_POLL_SECONDS = 0.2
+PLACEMENT_SECONDS = 30.0
+"""A role whose process is not there after this time is waiting for a machine."""
+STOP_ORDER = ((Role.ACTOR, Role.EVALUATOR), (Role.LEARNER,), (Role.REPLAY_SERVER,))
+"""Who plays stops first, so that the learner saves a state that includes all, and the replay server outlives both."""
+STOP_GRACE_SECONDS = 30.0
+
+
+class RestartPolicy:
+    """Decides when a role may start again.
+
+    Attributes:
+        restarts: how often it did.
+    """
+
+    def __init__(self) -> None:
+        self.restarts = 0
+        self._quick_failures = 0
+
+    def backoff(self, lived_seconds: float) -> float | None:
+        """Seconds to wait before the next start after a life of `lived_seconds`; None to give up."""
+        if lived_seconds >= QUICK_FAILURE_SECONDS:
+            self._quick_failures = 0
+        self._quick_failures += 1
+        if self._quick_failures >= MAX_QUICK_FAILURES:
+            return None
+        self.restarts += 1
+        return min(MAX_BACKOFF_SECONDS, FIRST_BACKOFF_SECONDS * 2 ** (self._quick_failures - 1))
+
+
+@dataclass
+class _Post:
+    """A role that must be filled: who fills it now, or when the next one starts."""
+
+    assignment: Assignment
+    policy: RestartPolicy
+    running: RunningRole | None = None
+    pid_known: bool = False
+    said_to_wait: bool = False
+    started_at: float = 0.0
+    starts_at: float = 0.0
+
+
+class Supervisor:
+    """Fills posts and keeps them filled.
+
+    Args:
+        fleet: starts roles.
+        on_event: told in one line whenever a role starts, dies or is restarted.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self, fleet: RayFleet, on_event: Callable[[str], None], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._fleet = fleet
+        self._on_event = on_event
+        self._clock = clock
+        self._posts: list[_Post] = []
+
+    @property
+    def restarts(self) -> dict[str, int]:
+        """How often each role was restarted, by name."""
+        return {post.assignment.name: post.policy.restarts for post in self._posts}
+
+    def start(self, assignment: Assignment) -> None:
+        """Fill a post and keep it filled."""
+        post = _Post(assignment, RestartPolicy())
+        self._posts.append(post)
+        self._fill(post)
+
+    def start_replay_server(self, assignment: Assignment, interrupted: Callable[[], bool]) -> Addresses | None:
+        """Fill the replay server's post and wait until it answers; from then on its ports stay the same.
+
+        Returns:
+            Where it answers; None if interrupted before it did.
+
+        Raises:
+            DeployError: it could not start.
+        """
+        self.start(assignment)
+        post = self._posts[-1]
+        if post.running is None:
+            raise RuntimeError("a started post is filled")
+        answer = self._fleet.addresses(post.running)
+        while not interrupted():
+            ready = self._fleet.wait([answer, post.running.ended], READY_POLL_SECONDS)
+            if post.running.ended in ready:
+                raise DeployError(f"{assignment.name}: {self._fleet.outcome(post.running).error or 'ended at once'}")
+            if answer in ready:
+                addresses = self._fleet.addresses_of(answer)
+                post.assignment = _at(assignment, addresses)
+                return addresses
+        return None
+
+    def poll(self, timeout: float) -> None:
+        """Restart what has died; waits at most `timeout` seconds for something to happen.
+
+        Raises:
+            DeployError: a role cannot live; its last error, in one line.
+        """
+        references = [
+            reference
+            for post in self._posts
+            if post.running is not None
+            for reference in ((post.running.ended,) if post.pid_known else (post.running.ended, post.running.pid))
+        ]
+        ready = self._fleet.wait(references, timeout) if references else set()
+        for post in self._posts:
+            if post.running is None:
+                if self._clock() >= post.starts_at:
+                    self._fill(post)
+            elif post.running.ended in ready:
+                self._vacate(post, self._fleet.outcome(post.running))
+            elif not post.pid_known:
+                self._look_for_process(post, post.running, is_there=post.running.pid in ready)
+
+    def stop(self, hurried: Callable[[], bool]) -> None:
+        """Stop all roles in order, each given time to end well unless `hurried()`."""
+        for roles in STOP_ORDER:
+            posts = [post for post in self._posts if post.assignment.role in roles]
+            running = [post.running for post in posts if post.running is not None]
+            for role in running:
+                self._fleet.ask_to_stop(role)
+            self._await_end(running, hurried)
+            for role in running:
+                self._fleet.kill(role)
+            for post in posts:
+                post.running = None
+
+    def _await_end(self, running: Sequence[RunningRole], hurried: Callable[[], bool]) -> None:
+        remaining = {role.ended: role for role in running}
+        deadline = self._clock() + STOP_GRACE_SECONDS
+        while remaining and self._clock() < deadline and not hurried():
+            for ended in self._fleet.wait(list(remaining), READY_POLL_SECONDS):
+                role = remaining.pop(ended)
+                error = self._fleet.outcome(role).error
+                if error is not None:
+                    self._on_event(f"{role.assignment.name} did not end well: {error}")
+        for role in remaining.values():
+            self._on_event(f"{role.assignment.name} is ended now, it did not stop by itself")
+
+    def _fill(self, post: _Post) -> None:
+        post.running = self._fleet.start(post.assignment)
+        post.started_at = self._clock()
+        post.pid_known = False
+        post.said_to_wait = False
+
+    def _look_for_process(self, post: _Post, running: RunningRole, *, is_there: bool) -> None:
+        name = post.assignment.name
+        if is_there:
+            post.pid_known = True
+            post.started_at = self._clock()
+            self._on_event(f"{name} runs, process {self._fleet.pid_of(running)}")
+        elif not post.said_to_wait and self._clock() - post.started_at > PLACEMENT_SECONDS:
+            post.said_to_wait = True
+            self._on_event(f"{name} waits for Ray to find it a machine with a free CPU (see `ray status`)")
+
+    def _vacate(self, post: _Post, outcome: Outcome) -> None:
+        if post.running is None:
+            return
+        self._fleet.kill(post.running)
+        post.running = None
+        name = post.assignment.name
+        error = outcome.error or "ended without being asked"
+        if outcome.is_permanent:
+            raise DeployError(f"{name}: {error}", BAD_INPUT)
+        backoff = post.policy.backoff(self._clock() - post.started_at)
+        if backoff is None:
+            raise DeployError(f"{name} failed {MAX_QUICK_FAILURES} times in a row: {error}", FAILED)
+        post.starts_at = self._clock() + backoff
+        self._on_event(f"{name} died ({error}); restart {post.policy.restarts} in {backoff:.1f} s")
+
+
+def _at(assignment: Assignment, addresses: Addresses) -> Assignment:
+    """The same assignment at the ports that it was given."""
+    port, metrics_port = (int(address.rpartition(":")[2]) for address in (addresses.grpc, addresses.metrics))
+    return replace(assignment, port=port, metrics_port=metrics_port)
