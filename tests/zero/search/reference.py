@@ -1,0 +1,184 @@
+"""Gumbel search again: one game, recursive, on Python objects and floats; slow, and short enough to check by eye."""
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from zero.config import SearchConfig
+from zero.search.model import SearchModel
+
+_MASK = 2**64 - 1
+
+
+def uniform(seed: int, counter: int) -> float:
+    """Number `counter` of stream `seed`: SplitMix64 with a mixed seed, 52 bits, centred."""
+
+    def mix(word: int) -> int:
+        word = ((word ^ word >> 30) * 0xBF58476D1CE4E5B9) & _MASK
+        word = ((word ^ word >> 27) * 0x94D049BB133111EB) & _MASK
+        return word ^ word >> 31
+
+    weyl = 0x9E3779B97F4A7C15
+    word = mix((mix((seed + weyl) & _MASK) + (counter + 1) * weyl) & _MASK)
+    return ((word >> 12) + 0.5) / 2**52
+
+
+@dataclass
+class TreeNode:
+    """A node; `children` are the ones visited so far, by action."""
+
+    embedding: np.ndarray
+    raw_value: float
+    logits: dict[int, float]
+    reward: float = 0.0
+    discount: float = 1.0
+    is_chance: bool = False
+    returns: list[float] = field(default_factory=list)
+    children: dict[int, "TreeNode"] = field(default_factory=dict)
+    visits: dict[int, int] = field(default_factory=dict)
+
+    @property
+    def value(self) -> float:
+        """The mean return."""
+        return sum(self.returns) / len(self.returns)
+
+    def q(self, action: int) -> float:
+        """Value of a visited action."""
+        child = self.children[action]
+        return child.reward + (1.0 if child.is_chance else child.discount) * child.value
+
+
+@dataclass
+class ReferenceResult:
+    """As SearchResult, for one game; policy and visits by action."""
+
+    action: int
+    policy: dict[int, float]
+    value: float
+    visits: dict[int, int]
+    num_unique_leaves: int
+
+
+def softmax(logits: dict[int, float]) -> dict[int, float]:
+    largest = max(logits.values())
+    weights = {action: math.exp(logit - largest) for action, logit in logits.items()}
+    return {action: weight / sum(weights.values()) for action, weight in weights.items()}
+
+
+def halving(num_considered: int, num_simulations: int) -> list[int]:
+    """The required visit counts, by playing Sequential Halving on a list of counters."""
+    if num_considered <= 1:
+        return list(range(num_simulations))
+    counters, required = [0] * num_considered, []
+    while len(required) < num_simulations:
+        phases = math.ceil(math.log2(num_considered))
+        repeats = max(1, math.floor(num_simulations / (phases * len(counters))))
+        for _ in range(repeats):
+            required += counters
+            counters = [count + 1 for count in counters]
+        counters = counters[: max(2, len(counters) // 2)]
+    return required[:num_simulations]
+
+
+class ReferenceSearch:
+    """One search of one position."""
+
+    def __init__(self, model: SearchModel, config: SearchConfig, position: np.ndarray, seed: int, scale: float) -> None:
+        self.model, self.config, self.seed = model, config, seed
+        output = model.root(position[None])
+        self.root = TreeNode(output.embeddings[0], float(output.values[0]), self._legal(output.logits, output))
+        self.root.returns.append(self.root.raw_value)
+        self.gumbels = {a: scale * -math.log(-math.log(uniform(seed, a))) for a in self.root.logits}
+        self.num_unique_leaves = 0
+        self.simulation = 0
+
+    def run(self) -> ReferenceResult:
+        """Search with all simulations."""
+        if not self.root.logits:
+            return ReferenceResult(-1, {}, self.root.value, {}, 0)
+        num_considered = min(self.config.max_num_considered_actions, len(self.root.logits))
+        schedule = halving(num_considered, self.config.num_simulations)
+        for self.simulation, due in enumerate(schedule):
+            self.simulate(self.root, self.best_root_action(due))
+        most = max(self.root.visits.values())
+        return ReferenceResult(
+            self.best_root_action(most),
+            softmax(self.improved_logits(self.root)),
+            self.root.value,
+            self.root.visits,
+            self.num_unique_leaves,
+        )
+
+    def simulate(self, node: TreeNode, action: int) -> float:
+        """Go through one edge and on; returns the return seen from the node, having entered it everywhere."""
+        child = node.children.get(action)
+        if child is None:
+            child, onward = self.make_child(node, action)
+        elif child.is_chance:
+            _, onward = self.step(child, -1)
+            child.returns.append(onward)
+        elif not child.logits:
+            onward = child.raw_value
+            child.returns.append(onward)
+        else:
+            onward = self.simulate(child, self.best_inside_action(child))
+        total = child.reward + (1.0 if child.is_chance else child.discount) * onward
+        node.visits[action] = node.visits.get(action, 0) + 1
+        node.returns.append(total)
+        return total
+
+    def make_child(self, node: TreeNode, action: int) -> tuple[TreeNode, float]:
+        """The new child, with the return from it on."""
+        child, onward = self.step(node, action)
+        child.returns.append(onward)
+        node.children[action] = child
+        self.num_unique_leaves += 1
+        return child, onward
+
+    def step(self, node: TreeNode, action: int) -> tuple[TreeNode, float]:
+        """Step the model from a node; an unattached node, and the return from it on."""
+        size = self.model.chance_size
+        first = self.model.num_actions + self.simulation * size
+        uniforms = np.array([[uniform(self.seed, first + index) for index in range(size)]])
+        output = self.model.step(node.embedding[None], np.array([action]), uniforms)
+        value = 0.0 if output.terminated[0] else float(output.values[0])
+        discount = float(output.discounts[0]) if action >= 0 else node.discount
+        is_chance = bool(output.is_chance[0])
+        onward = float(output.chance_rewards[0]) + discount * value if is_chance else value
+        leaf = is_chance or output.terminated[0]
+        logits = {} if leaf else self._legal(output.logits, output)
+        child = TreeNode(output.embeddings[0], value, logits, float(output.rewards[0]), discount, is_chance)
+        return child, onward
+
+    def best_root_action(self, due: int) -> int:
+        """The best action of the root among those with `due` visits."""
+        improved = self.improved_logits(self.root)
+        eligible = [action for action in self.root.logits if self.root.visits.get(action, 0) == due]
+        return max(eligible, key=lambda action: self.gumbels[action] + improved[action])
+
+    def best_inside_action(self, node: TreeNode) -> int:
+        """The action that is furthest behind its share."""
+        policy = softmax(self.improved_logits(node))
+        total = sum(node.visits.values())
+        return max(policy, key=lambda action: policy[action] - node.visits.get(action, 0) / (1 + total))
+
+    def improved_logits(self, node: TreeNode) -> dict[int, float]:
+        """Logits, less the largest one, plus sigma of the completed values."""
+        priors = softmax(node.logits)
+        total = sum(node.visits.values())
+        mixed = node.raw_value
+        if total:
+            weight = sum(priors[action] for action in node.visits)
+            average = sum(priors[action] * node.q(action) for action in node.visits) / weight
+            mixed = (node.raw_value + total * average) / (1 + total)
+        completed = {action: node.q(action) if action in node.visits else mixed for action in node.logits}
+        low, high = min(completed.values()), max(completed.values())
+        scale = (self.config.c_visit + max(node.visits.values(), default=0)) * self.config.c_scale
+        scale /= max(high - low, self.config.min_value_range, 1e-8)
+        largest = max(node.logits.values())
+        return {a: node.logits[a] - largest + scale * (completed[a] - low) for a in node.logits}
+
+    def _legal(self, logits: np.ndarray, output: object) -> dict[int, float]:
+        mask = output.legal_action_mask[0]  # type: ignore[attr-defined]
+        return {int(action): float(logits[0, action]) for action in np.flatnonzero(mask)}
