@@ -167,7 +167,7 @@ def _check_pending(game: Game, applied: Transition) -> None:
     _require(
         not game.legal_action_mask(applied.states)[pending].any(), "a position that waits for chance has legal actions"
     )
-    observations = game.observation(applied.states)
+    observations = game.observation(applied.states[pending])
     _require(
         np.array_equal(game.observation(game.decode(observations)), observations),
         "the observation of a position that waits for chance changes when decoded and observed again",
