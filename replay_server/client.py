@@ -5,7 +5,7 @@ import os
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
@@ -290,7 +290,7 @@ class ProcessRegistration:
         interval = 1.0
         while True:
             try:
-                interval = self._register(5.0) / 3
+                interval = self._register(2.0) / 3
             except ReplayTimeout:
                 interval = 1.0
             except ReplayError as error:
@@ -309,7 +309,7 @@ class ProcessRegistration:
 @contextmanager
 def registered_process(
     client: ReplayClient, role: str, process_id: str, registry: CollectorRegistry, host: str, port: int
-) -> Iterator[str]:
+) -> Generator[str]:
     """Serve a process's metrics and keep it registered, so that Prometheus finds it at the server's `/sd`.
 
     Args:

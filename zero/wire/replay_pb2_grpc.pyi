@@ -12,7 +12,8 @@ stable reason that programs may rely on:
   TABLE_CONFLICT       ALREADY_EXISTS       a table of that name has another config
   BAD_CONFIG           INVALID_ARGUMENT     a table config that cannot work (the line names the field)
   WRONG_SIGNATURE      INVALID_ARGUMENT     columns, dtypes or shapes differ from the table's signature
-  BAD_LENGTH           INVALID_ARGUMENT     no step, columns of different lengths, or longer than the table
+  BAD_LENGTH           INVALID_ARGUMENT     no step, columns of different lengths, longer than the table, or a
+                                            call larger than the rate limiter's error buffer
   BAD_DATA             INVALID_ARGUMENT     bytes do not match dtype and shape, or cannot be unpacked
   NOT_FINITE           INVALID_ARGUMENT     NaN or infinity in a float column, a stat or a priority
   BAD_PRIORITY         INVALID_ARGUMENT     a negative priority

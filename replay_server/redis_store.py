@@ -1,0 +1,111 @@
+"""The connection to Redis, embedded or external, used by one thread."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Concatenate, ParamSpec, TypeVar, cast
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from replay_server.embedded_redis import EmbeddedRedis, connect_to_socket
+from replay_server.errors import ReplayServerError
+
+logger = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_TIMEOUT_SECONDS = 5.0
+
+
+class RedisStore:
+    """A Redis for one thread of its own; everything that talks to Redis goes through `run`.
+
+    Attributes:
+        appendfsync: the policy that Redis follows, "unknown" where it does not tell.
+    """
+
+    def __init__(self, redis_url: str | None, embedded: EmbeddedRedis | None) -> None:
+        """Exactly one of the two; nothing is contacted yet."""
+        self._url = redis_url
+        self._embedded = embedded
+        self._client: redis.Redis | None = None
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="replay-redis")
+        self.appendfsync = "unknown"
+
+    async def run(
+        self, function: Callable[Concatenate[redis.Redis, P], R], *arguments: P.args, **keywords: P.kwargs
+    ) -> R:
+        """Call a function with the Redis client on the thread.
+
+        Raises:
+            redis.RedisError: as the function does.
+        """
+
+        def call() -> R:
+            if self._client is None:
+                raise redis.ConnectionError("Redis is not connected")
+            return function(self._client, *arguments, **keywords)
+
+        return await asyncio.get_running_loop().run_in_executor(self._executor, call)
+
+    async def connect(self) -> None:
+        """Connect, or connect again; an embedded Redis that has ended is started again.
+
+        Raises:
+            redis.RedisError: Redis does not answer.
+            ReplayServerError: there is no redis-server program, or it does not start.
+        """
+        await asyncio.get_running_loop().run_in_executor(self._executor, self._connect)
+
+    def _connect(self) -> None:
+        if self._client is not None:
+            self._client.close()
+            self._client = None
+        if self._embedded is not None:
+            self._embedded.ensure_running()
+            client = connect_to_socket(self._embedded.socket_path, _TIMEOUT_SECONDS)
+        else:
+            client = _connect_to_url(self._url or "")
+        client.ping()
+        self.appendfsync = _setting(client, "appendfsync")
+        policy = _setting(client, "maxmemory-policy")
+        if policy not in {"noeviction", "unknown"}:
+            logger.warning("Redis has maxmemory-policy %s: it may delete what was acknowledged; use noeviction", policy)
+        self._client = client
+
+    async def close(self) -> None:
+        """Disconnect, stop an embedded Redis, end the thread."""
+        await asyncio.get_running_loop().run_in_executor(self._executor, self._close)
+        self._executor.shutdown()
+
+    def _close(self) -> None:
+        if self._client is not None:
+            self._client.close()
+        if self._embedded is not None:
+            self._embedded.stop()
+
+
+def _connect_to_url(url: str) -> redis.Redis:
+    try:
+        return redis.Redis.from_url(
+            url,
+            retry=Retry(NoBackoff(), 0),
+            socket_timeout=_TIMEOUT_SECONDS,
+            socket_connect_timeout=_TIMEOUT_SECONDS,
+        )
+    except ValueError as error:
+        raise ReplayServerError(
+            f"the Redis address cannot be used: {error}; write redis://host:port/0 or unix:///path"
+        ) from None
+
+
+def _setting(client: redis.Redis, name: str) -> str:
+    try:
+        values = cast("dict[str, str]", client.config_get(name))
+    except redis.ResponseError:  # managed services forbid CONFIG
+        return "unknown"
+    return values.get(name, "unknown")

@@ -1,0 +1,363 @@
+"""The server as a whole: starts, recovers, serves, drains and stops, from any thread."""
+
+import asyncio
+import concurrent.futures
+import contextlib
+import fcntl
+import logging
+import os
+import threading
+import time
+from collections.abc import AsyncGenerator, Callable, Generator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import grpc
+import numpy as np
+import redis
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from replay_server.catalog import Catalog, Limits
+from replay_server.embedded_redis import EmbeddedRedis
+from replay_server.errors import ReplayServerError
+from replay_server.group_commit import GroupCommit
+from replay_server.malloc import tune_malloc
+from replay_server.metrics import Levels, ServerMetrics, TableSize
+from replay_server.metrics_endpoint import MetricsEndpoint
+from replay_server.processes import ProcessRegistry
+from replay_server.redis_log import LogError, RedisLog
+from replay_server.redis_store import RedisStore
+from replay_server.service import REPLAY_SERVICE, WEIGHTS_SERVICE, Border, ReplayService, WeightsService
+from replay_server.weights import WeightsKeeper
+
+logger = logging.getLogger(__name__)
+
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
+_CHECK_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class ReplayServerSettings:
+    """Where and how a replay server runs.
+
+    Attributes:
+        data_dir: folder of the embedded Redis; one server at a time.
+        host: interface to listen on; other than loopback only in a trusted network.
+        port: of gRPC; 0 takes a free one.
+        metrics_port: of /metrics and /sd; 0 takes a free one.
+        redis_url: an external Redis, redis:// or unix://; without one the server starts its own.
+        redis_prefix: of all keys; one server at a time.
+        max_message_bytes: the largest message.
+        max_table_bytes: the most memory a table may preallocate; by default four fifths of the machine's.
+        max_weights_bytes: the largest weights.
+        process_ttl_seconds: how long a registered process counts as alive.
+        priority_save_seconds: how often priorities are saved.
+    """
+
+    data_dir: Path
+    host: str = "127.0.0.1"
+    port: int = 0
+    metrics_port: int = 0
+    redis_url: str | None = None
+    redis_prefix: str = "zero"
+    max_message_bytes: int = 16 << 20
+    max_table_bytes: int | None = None
+    max_weights_bytes: int = 512 << 20
+    process_ttl_seconds: float = 15.0
+    priority_save_seconds: float = 5.0
+
+
+@dataclass(frozen=True)
+class BoundAddresses:
+    """Where a server is reached.
+
+    Attributes:
+        address: host:port of gRPC.
+        metrics_address: host:port of /metrics and /sd.
+    """
+
+    address: str
+    metrics_address: str
+
+
+class ReplayServer:
+    """A replay server in a thread of its own.
+
+    Raises:
+        ReplayServerError: it cannot start, or has ended by itself.
+    """
+
+    def __init__(self, settings: ReplayServerSettings) -> None:
+        """Nothing is opened yet."""
+        self._settings = settings
+        self._ready: concurrent.futures.Future[BoundAddresses] = concurrent.futures.Future()
+        self._failure: BaseException | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stopping: asyncio.Event | None = None
+        self._grace = 0.0
+        self._thread = threading.Thread(target=self._run, name="replay-server", daemon=True)
+
+    def start(self) -> BoundAddresses:
+        """Start and recover; returns when the server takes calls.
+
+        Raises:
+            ReplayServerError: one line that names the cause and the remedy.
+        """
+        self._thread.start()
+        try:
+            return self._ready.result()
+        except ReplayServerError:
+            self._thread.join()
+            raise
+
+    def check(self) -> None:
+        """Raise if the server has ended by itself.
+
+        Raises:
+            ReplayServerError: why.
+        """
+        if not self._thread.is_alive():
+            raise ReplayServerError(f"the replay server has ended: {self._failure}") from self._failure
+
+    def stop(self, grace: float = 2.0) -> None:
+        """Answer NOT_SERVING, let running calls end for `grace` seconds, flush, stop an embedded Redis.
+
+        Raises:
+            ReplayServerError: the server had ended by itself.
+        """
+        if self._thread.ident is None:
+            return
+        self._grace = grace
+        if self._loop is not None and self._stopping is not None and self._thread.is_alive():
+            with contextlib.suppress(RuntimeError):  # the loop may end at this very moment
+                self._loop.call_soon_threadsafe(self._stopping.set)
+        self._thread.join()
+        if self._failure is not None:
+            raise ReplayServerError(f"the replay server had ended: {self._failure}") from self._failure
+
+    def __enter__(self) -> BoundAddresses:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def _run(self) -> None:
+        try:
+            asyncio.run(self._main())
+        except BaseException as error:  # handed over to the thread that owns the server
+            if not self._ready.done():
+                self._ready.set_exception(_as_start_error(error, self._settings))
+                return
+            logger.exception("the replay server ends")
+            self._failure = error
+
+    async def _main(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._stopping = asyncio.Event()
+        tune_malloc()
+        async with AsyncExitStack() as stack:
+            if self._settings.redis_url is None:
+                stack.enter_context(_locked(self._settings.data_dir))
+            parts = _Parts(self._settings)
+            addresses = await stack.enter_async_context(parts.serving(lambda: self._grace))
+            await parts.recover()
+            self._ready.set_result(addresses)
+            stopping = asyncio.create_task(self._stopping.wait())
+            done, _ = await asyncio.wait((stopping, *parts.tasks), return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+
+
+class _Parts:
+    """Everything a server consists of, put together."""
+
+    def __init__(self, settings: ReplayServerSettings) -> None:
+        self._settings = settings
+        limits = Limits(settings.max_message_bytes, _table_bytes(settings), settings.max_weights_bytes)
+        self._limits = limits
+        self._processes = ProcessRegistry(settings.process_ttl_seconds)
+        embedded = EmbeddedRedis(settings.data_dir) if settings.redis_url is None else None
+        self._store = RedisStore(settings.redis_url, embedded)
+        self._metrics = ServerMetrics(self._levels)
+        log = RedisLog(settings.redis_prefix)
+        self._commit = GroupCommit(self._store, log, self._metrics.redis_commit_seconds.observe)
+        self._catalog = Catalog(self._store, log, self._commit, limits, np.random.default_rng())
+        self._weights = WeightsKeeper(self._store, settings.redis_prefix)
+        self._border = Border(self._metrics)
+        self._health = health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue] -- missing in the stubs
+        self.tasks: list[asyncio.Task[None]] = []
+
+    def _levels(self) -> Levels:
+        sizes = [
+            TableSize(served.table.config.name, served.table.num_steps, served.table.num_trajectories)
+            for served in self._catalog.tables()
+        ]
+        return Levels(sizes, self._processes.count_by_role(), self._border.is_open and not self._commit.down_because)
+
+    @asynccontextmanager
+    async def serving(self, grace: Callable[[], float]) -> AsyncGenerator[BoundAddresses]:
+        """Listen at once, so that a taken port is noticed before anything else; calls wait for recover()."""
+        settings = self._settings
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(self._store.close)
+            await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+            server, port = self._bind()
+            endpoint = MetricsEndpoint(settings.host, settings.metrics_port, self._metrics.registry, self._processes)
+            stack.callback(endpoint.close)
+            await server.start()
+            try:
+                yield BoundAddresses(_address(settings.host, port), _address(settings.host, endpoint.port))
+            finally:
+                await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+                await server.stop(grace())
+                await self._end_tasks()
+
+    def _bind(self) -> tuple[grpc.aio.Server, int]:
+        settings = self._settings
+        server = grpc.aio.server(options=_server_options(settings.max_message_bytes))
+        replay = ReplayService(self._catalog, self._weights, self._processes, self._store, self._metrics, self._limits)
+        weights = WeightsService(self._weights, self._metrics, self._limits)
+        server.add_generic_rpc_handlers((replay.handlers(self._border), weights.handlers(self._border)))
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        if settings.host in _LOOPBACK:
+            names = (REPLAY_SERVICE, WEIGHTS_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
+            reflection.enable_server_reflection(names, server)
+        try:
+            port = server.add_insecure_port(_address(settings.host, settings.port))
+        except RuntimeError:
+            port = 0
+        if port == 0:
+            raise ReplayServerError(
+                f"cannot listen on {_address(settings.host, settings.port)}: "
+                "the port is in use or the host is not ours; choose another port"
+            )
+        return server, port
+
+    async def recover(self) -> None:
+        """Connect to Redis, load everything, take calls."""
+        started = time.monotonic()
+        await self._store.connect()
+        await self._weights.load()
+        self._metrics.set_weights(self._weights.newest.version, self._weights.newest.published_at)
+        await self._catalog.recover(self._metrics)
+        self._metrics.set_appendfsync(self._store.appendfsync)
+        self._metrics.recovery_seconds.set(time.monotonic() - started)
+        self.tasks = [
+            asyncio.create_task(self._commit.run(), name="group-commit"),
+            asyncio.create_task(self._save_priorities(), name="save-priorities"),
+        ]
+        self._border.is_open = True
+        await self._set_health(health_pb2.HealthCheckResponse.SERVING)
+        logger.info(
+            "recovered in %.2f s; Redis flushes with appendfsync %s",
+            time.monotonic() - started,
+            self._store.appendfsync,
+        )
+
+    async def _save_priorities(self) -> None:
+        while True:
+            await asyncio.sleep(self._settings.priority_save_seconds)
+            if not self._commit.down_because:
+                await self._catalog.save_priorities()
+
+    async def _end_tasks(self) -> None:
+        if not self.tasks:
+            return
+        commit, saving = self.tasks
+        saving.cancel()
+        self._commit.close()
+        await asyncio.wait((commit, saving))
+        if not self._commit.down_because:
+            await self._catalog.save_priorities()
+
+    async def _set_health(self, status: health_pb2.HealthCheckResponse.ServingStatus.ValueType) -> None:
+        for name in ("", REPLAY_SERVICE, WEIGHTS_SERVICE):
+            await self._health.set(name, status)
+
+
+def run_replay_server(
+    settings: ReplayServerSettings,
+    stop: threading.Event,
+    on_ready: Callable[[BoundAddresses], None] | None = None,
+) -> None:
+    """Run a server until `stop` is set.
+
+    Args:
+        settings: where and how.
+        stop: ends it.
+        on_ready: called with the addresses once it takes calls.
+
+    Raises:
+        ReplayServerError: it cannot start, or has ended by itself.
+    """
+    server = ReplayServer(settings)
+    addresses = server.start()
+    try:
+        if on_ready is not None:
+            on_ready(addresses)
+        while not stop.wait(_CHECK_SECONDS):
+            server.check()
+    finally:
+        server.stop()
+
+
+@contextmanager
+def _locked(data_dir: Path) -> Generator[None]:
+    """Hold the folder: two servers in one would end each other's Redis."""
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True)
+        file = (data_dir / "replay.lock").open("w")
+    except OSError as error:
+        raise ReplayServerError(f"cannot use the data folder {data_dir}: {error.strerror}; name another one") from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ReplayServerError(
+                f"another replay server uses the data folder {data_dir}; stop it or name another folder"
+            ) from None
+        yield
+
+
+def _as_start_error(error: BaseException, settings: ReplayServerSettings) -> ReplayServerError:
+    if isinstance(error, ReplayServerError):
+        return error
+    if isinstance(error, redis.RedisError):
+        where = "the embedded Redis" if settings.redis_url is None else "the Redis at the given address"
+        return ReplayServerError(f"{where} cannot be used: {error}; check that it runs and may be reached")
+    if isinstance(error, LogError):
+        return ReplayServerError(f"{error}; restore the Redis data from a copy, or begin with an empty folder")
+    failure = ReplayServerError(f"the replay server cannot start: {type(error).__name__}: {error}")
+    failure.__cause__ = error
+    return failure
+
+
+def _table_bytes(settings: ReplayServerSettings) -> int:
+    if settings.max_table_bytes is not None:
+        return settings.max_table_bytes
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * 4 // 5
+
+
+def _address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _server_options(max_message_bytes: int) -> list[tuple[str, int]]:
+    return [
+        # Up to twice the limit a message is refused with a reason and counted; beyond, gRPC drops it unread.
+        ("grpc.max_receive_message_length", 2 * max_message_bytes),
+        ("grpc.max_send_message_length", 2 * max_message_bytes),
+        ("grpc.so_reuseport", 0),  # or a second server on the same port would silently take half of the calls
+        # Clients ping every 10 s, also without calls; gRPC's default takes that for abuse.
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+        ("grpc.http2.max_ping_strikes", 0),
+        ("grpc.keepalive_time_ms", 30_000),
+        ("grpc.keepalive_timeout_ms", 10_000),
+    ]
