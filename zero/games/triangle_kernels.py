@@ -95,13 +95,12 @@ def _fit_slots(shapes: ShapeTables, free: NDArray[np.uint64], slots: np.uint64, 
 
 
 @njit
-def _is_legal(shapes: ShapeTables, position: NDArray[np.uint64], action: int, num_slots: int, num_cells: int) -> bool:
-    """Whether the action, any integer, can be played in a position that goes on."""
-    if action < 0 or action >= num_slots * num_cells:
+def _is_legal(shapes: ShapeTables, position: NDArray[np.uint64], num_slots: int, slot: int, origin: int) -> bool:
+    """Whether the shape of a slot, any integer, fits at a cell of the board, in a position that goes on."""
+    if slot < 0 or slot >= num_slots:
         return False
     words: int = shapes.origins.shape[1]
-    origin = action % num_cells
-    shape = shape_in_slot(position[words], action // num_cells)
+    shape = shape_in_slot(position[words], slot)
     if shape == NO_SHAPE or (shapes.origins[shape, origin >> 6] & single_bit(origin)) == _NONE:
         return False
     for triangle in range(shapes.sizes[shape]):
@@ -177,16 +176,18 @@ def apply(
     after = states.copy()
     paid = np.zeros(states.shape[0], np.float32)
     free, fits = _scratch(board.num_slots, words)
-    placed = np.zeros((2, words), np.uint64)
+    placed, emptied = np.zeros(words, np.uint64), np.zeros(words, np.uint64)
     for row in range(states.shape[0]):
-        position, action = after[row], actions[row]
+        position, action = after[row], int(actions[row])
         if (position[words + 1] & _STOPPED) != _NONE:
             continue
-        if not _is_legal(board.shapes, position, action, board.num_slots, cells):
+        slot = action // cells
+        origin = action - slot * cells
+        if not _is_legal(board.shapes, position, board.num_slots, slot, origin):
             paid[row] = _apply_illegal(rewards, ends_on_illegal, position, words)
             continue
-        size = _occupy(board.shapes, position, action // cells, action % cells, placed[0])
-        cleared = _clear_lines(board.lines.masks, position, placed[0], placed[1])
+        size = _occupy(board.shapes, position, slot, origin, placed)
+        cleared = _clear_lines(board.lines.masks, position, placed, emptied)
         reward = rewards.placed * size + rewards.cleared * cleared
         position[words + 1] += _ONE << STEPS_SHIFT
         position[words + 2] += _ONE + (np.uint64(cleared) << CLEARED_SHIFT)
