@@ -29,12 +29,14 @@ class StepOutput:
     """What one simulated step gave, for B games.
 
     Where `is_chance` holds, the step ended in an afterstate: `embeddings` holds the afterstate, while `chance_rewards`
-    and `values` belong to one sampled outcome of it, and `logits` mean nothing.
+    and `values` belong to one sampled outcome of it, and `logits` mean nothing. Chance is no step of its own: the
+    return of the step is `rewards + chance_rewards + discounts * values`. Where the action was -1, `rewards` and
+    `discounts` are not read, for they are those of the step that led to the afterstate.
 
     Attributes:
         embeddings: [B, ...], of the reached node.
         rewards: float32 [B], for the action, to the player who moved; outcome-dependent reward not included.
-        chance_rewards: float32 [B], reward of the sampled outcome; 0 without chance.
+        chance_rewards: float32 [B], reward of the sampled outcome, to the player who moved; 0 without chance.
         discounts: float32 [B], from the reached node's value to the parent's: the discount, negative if the player
             changes.
         values: float32 [B], return-to-go for the player to move after the step; 0 where the game is over.

@@ -78,9 +78,10 @@ class HashWorld:
         chance_rewards = self.reward_scale * (self._uniform(drawn, 6) - 0.5)
         return StepOutput(
             embeddings=reached[:, None],
-            rewards=np.where(resampling, 0, rewards).astype(np.float32),
+            # Of a sampled outcome alone nobody may read these two.
+            rewards=np.where(resampling, 1e6, rewards).astype(np.float32),
             chance_rewards=np.where(is_chance, chance_rewards, 0).astype(np.float32),
-            discounts=np.where(turns, -self.discount, self.discount).astype(np.float32),
+            discounts=np.where(resampling, 1e6, np.where(turns, -self.discount, self.discount)).astype(np.float32),
             values=np.where(over, np.float32(0), values),
             logits=logits,
             legal_action_mask=mask,

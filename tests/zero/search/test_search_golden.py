@@ -12,14 +12,14 @@ from zero.config import SearchConfig
 from zero.search.gumbel import GumbelSearch
 
 GOLDEN = Path(__file__).parent / "golden" / "tree.json"
-WORLD = HashWorld(num_actions=5, terminal=0.15, chance=0.2, num_players=2, discount=0.9)
+WORLD = HashWorld(num_actions=5, terminal=0.12, chance=0.08, num_players=2, discount=0.9)
 
 
 def search_tree() -> dict[str, Any]:
     """The tree and result of one search, as JSON has it."""
     config = SearchConfig(num_simulations=24, max_num_considered_actions=4)
     search = GumbelSearch(WORLD, config, 1)
-    result = search.run(np.array([[77]], np.uint64), np.array([2**63 + 5], np.uint64))
+    result = search.run(np.array([[85]], np.uint64), np.array([2**63 + 5], np.uint64))
     tree = search.tree
     nodes: dict[str, Any] = {}
     for node in np.flatnonzero(tree.node_visits[0]).tolist():
