@@ -158,6 +158,9 @@ def replay_server(
         Path, typer.Option(envvar="ZERO_DATA_DIR", metavar="DIR", help="Where a private Redis keeps its data.")
     ] = MANUAL_RUN / "replay",
     redis_url: RedisUrl = None,
+    redis_prefix: Annotated[
+        str, typer.Option(envvar="ZERO_REDIS_PREFIX", help="Of all keys, so that several servers can share a Redis.")
+    ] = "zero",
     host: Host = "127.0.0.1",
     port: Annotated[
         int, typer.Option(envvar="ZERO_PORT", min=0, max=65535, help="Where gRPC is served; 0 takes a free one.")
@@ -178,6 +181,7 @@ def replay_server(
         metrics_port=metrics_port,
         data_dir=data_dir.absolute(),
         redis_url=redis_url,
+        redis_prefix=redis_prefix,
     )
 
     def say(addresses: Addresses) -> None:

@@ -36,6 +36,7 @@ class Assignment:
         replay_address: host:port of the replay server; unused by itself.
         data_dir: where the replay server keeps its data, if not in the run's folder.
         redis_url: the replay server's Redis; None starts a private one.
+        redis_prefix: of the replay server's keys, so that runs can share a Redis.
     """
 
     role: Role
@@ -47,6 +48,7 @@ class Assignment:
     replay_address: str = ""
     data_dir: Path | None = None
     redis_url: str | None = None
+    redis_prefix: str = "zero"
 
     @property
     def name(self) -> str:
@@ -129,6 +131,7 @@ def _run_replay_server(assignment: Assignment, stop: Event, on_ready: Callable[[
         metrics_port=assignment.metrics_port,
         data_dir=assignment.data_dir or RunFolder(assignment.run_dir).replay,
         redis_url=assignment.redis_url,
+        redis_prefix=assignment.redis_prefix,
     )
     try:
         run_replay_server(settings, stop, forward)
@@ -194,7 +197,7 @@ def _user_errors(metrics_address: str) -> Generator[None]:
     except (ConfigError, GameError) as error:
         raise DeployError(str(error), BAD_INPUT) from error
     except WeightsMismatchError as error:
-        raise DeployError(f"{error}; is this the run that plays into that replay server?", BAD_INPUT) from error
+        raise DeployError(str(error), BAD_INPUT) from error
     except ReplayError as error:
         raise DeployError(f"replay server: {error}", FAILED) from error
     except OSError as error:

@@ -1,0 +1,166 @@
+"""Tests of the command line up to where a role starts."""
+
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from deploy.cli import DEFAULT_METRICS_PORT, app, main
+from deploy.experiment_files import load_experiment
+from deploy.run_folder import create_run_folder
+from zero.config import parse_config
+
+PROMETHEUS_CONFIG = Path(__file__).parents[2] / "deploy/prometheus/prometheus.yml"
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+    """Runs the command line in an empty folder; returns exit code, stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def run_main(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["zero", *arguments])
+        with pytest.raises(SystemExit) as caught:
+            main()
+        captured = capsys.readouterr()
+        return caught.value.code or 0, captured.out, captured.err
+
+    return run_main
+
+
+BAD_INPUT = {
+    "unknown section": (["--set", "serach.num_simulations=3"], "serach"),
+    "unknown key": (["--set", "search.simulations=3"], "search.simulations: no such setting; allowed: num_simulations"),
+    "wrong type": (["--set", "search.num_simulations=many"], "search.num_simulations"),
+    "out of range": (["--set", "learner.batch_size=0"], "greater than or equal to 1, got 0"),
+    "not a number": (["--set", "learner.learning_rate=nan"], "learner.learning_rate"),
+    "no assignment": (["--set", "search"], "section.key=value"),
+    "a value as a section": (["--set", "seed.x=3"], "seed"),
+    "wrong choice": (["--set", "replay.durability=maybe"], "'memory' or 'redis'"),
+    "values that exclude each other": (["--set", "network.support_min=90"], "support_min"),
+    "table that cannot work": (["--set", "replay.min_size_to_sample=200000"], "exceeds capacity"),
+    "unknown game": (["--set", "game.name=chess"], "unknown game 'chess'; known: tic_tac_toe, triangle"),
+    "unknown game option": (["--set", "game.options.size=3"], "size"),
+    "unknown experiment": (["--experiment", "chess"], "'chess'"),
+    "folder as experiment": (["--experiment", "."], "Is a directory"),
+}
+
+
+@pytest.mark.parametrize("command", ["config", "train"])
+@pytest.mark.parametrize(("arguments", "expected"), BAD_INPUT.values(), ids=BAD_INPUT)
+def test_bad_input_ends_with_one_line_that_names_it(
+    run: Run, command: str, arguments: list[str], expected: str
+) -> None:
+    """A wrong key or value costs one line on stderr and exit code 2, and leaves nothing behind."""
+    code, out, err = run(command, *arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert expected in err
+    assert list(Path().iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["fly"],
+        ["train", "--minutes", "soon"],
+        ["train", "--minutes", "0"],
+        ["train", "--actors", "0"],
+        ["train", "--metrics-port", "70000"],
+        ["train", "--log-level", "loud"],
+        ["actor", "--index", "-1"],
+    ],
+)
+def test_bad_options_end_with_exit_code_2_and_no_traceback(run: Run, arguments: list[str]) -> None:
+    """The option parser says what is allowed."""
+    code, _, err = run(*arguments)
+    assert code == 2
+    assert "Traceback" not in err
+    assert err
+
+
+def test_an_experiment_that_is_no_toml_is_named(run: Run) -> None:
+    """A broken file is one line."""
+    Path("broken.toml").write_text("name = ")
+    code, _, err = run("config", "-e", "broken.toml")
+    assert code == 2
+    assert "no TOML" in err
+
+
+def test_config_prints_what_runs(run: Run) -> None:
+    """`zero config` prints the complete effective config, overrides included, as TOML."""
+    code, out, _ = run("config", "-e", "tic_tac_toe", "--set", "seed=5")
+    assert code == 0
+    assert parse_config(out, []) == load_experiment("tic_tac_toe", ["seed=5"])
+
+
+def test_resume_keeps_the_config_of_the_run(run: Run, tmp_path: Path) -> None:
+    """--resume refuses what is no run, and any change of the config."""
+    code, _, err = run("train", "--resume", "nowhere")
+    assert code == 2
+    assert "nowhere" in err
+    create_run_folder(tmp_path / "run", load_experiment("triangle", []))
+    code, _, err = run("train", "--resume", "run", "--set", "seed=1")
+    assert code == 2
+    assert "--set does not go with --resume" in err
+
+
+def test_a_run_is_not_overwritten(run: Run, tmp_path: Path) -> None:
+    """--run-dir of an existing run says how to go on with it."""
+    create_run_folder(tmp_path / "run", load_experiment("triangle", []))
+    code, _, err = run("train", "--run-dir", "run")
+    assert code == 2
+    assert "--resume run" in err
+
+
+def test_evaluate_needs_a_run_with_a_checkpoint(run: Run, tmp_path: Path) -> None:
+    """Measuring what was never trained is one line."""
+    create_run_folder(tmp_path / "run", load_experiment("triangle", []))
+    code, _, err = run("evaluate", "--run", "run")
+    assert code == 2
+    assert "no checkpoint yet" in err
+
+
+def test_a_taken_port_is_named(run: Run) -> None:
+    """A role that cannot serve its metrics says which port, in one line."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        code, _, err = run("actor", "--metrics-port", str(port), "--log-level", "error")
+    assert code == 1
+    assert err == f"error: 127.0.0.1:{port} is in use; choose another --metrics-port\n"
+
+
+def test_the_command_line_waits_for_no_large_library() -> None:
+    """`zero --help` is quick because nothing large is imported for it."""
+    check = "import sys, deploy.cli; print(sorted({'torch', 'ray', 'numba', 'redis', 'grpc'} & set(sys.modules)))"
+    result = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("command", [command.name or command.callback.__name__ for command in app.registered_commands])
+def test_every_command_explains_itself_with_an_example(run: Run, command: str) -> None:
+    """The help of every command ends with a command line that could be typed."""
+    code, out, _ = run(command, "--help")
+    assert code == 0
+    assert "Example" in out
+    assert "zero " + command in out
+
+
+def test_the_prometheus_config_fits_the_default_port() -> None:
+    """prometheus.yml asks where `zero train` and `zero replay-server` serve by default, and promtool accepts it."""
+    config = yaml.safe_load(PROMETHEUS_CONFIG.read_text())
+    (job,) = config["scrape_configs"]
+    assert job["http_sd_configs"][0]["url"] == f"http://127.0.0.1:{DEFAULT_METRICS_PORT}/sd"
+    promtool = shutil.which("promtool")
+    if promtool:
+        subprocess.run([promtool, "check", "config", str(PROMETHEUS_CONFIG)], check=True, capture_output=True)

@@ -1,0 +1,78 @@
+"""Tests of experiment files and run folders."""
+
+from pathlib import Path
+
+import pytest
+
+from deploy.errors import BAD_INPUT, DeployError
+from deploy.experiment_files import BUILT_IN_FOLDER, built_in_names, config_to_toml, load_experiment
+from deploy.roles import check_experiment
+from deploy.run_folder import RunFolder, create_run_folder, locked, open_or_create_run_folder
+from zero.config import ExperimentConfig, parse_config
+
+
+@pytest.mark.parametrize("name", built_in_names())
+def test_built_in_experiments_can_be_built_and_hold_only_what_differs(name: str) -> None:
+    """Every built-in experiment fits its game, bears its file's name and repeats no default."""
+    config = load_experiment(name, [])
+    check_experiment(config)
+    assert config.name == name
+    given = parse_config((BUILT_IN_FOLDER / f"{name}.toml").read_text(), []).model_dump(exclude_unset=True)
+    defaults = ExperimentConfig().model_dump()
+    for section, values in given.items():
+        if isinstance(values, dict):
+            assert not [key for key, value in values.items() if value == defaults[section][key]]
+
+
+@pytest.mark.parametrize("name", built_in_names())
+def test_the_effective_config_reads_back_equal(name: str) -> None:
+    """What is written into a run is complete and the same config."""
+    config = load_experiment(name, ["seed=7", "learner.batch_size=64", "game.options={}"])
+    assert parse_config(config_to_toml(config), []) == config
+
+
+def test_overrides_win_and_the_later_ones_most() -> None:
+    """--set changes what the file says."""
+    config = load_experiment("tic_tac_toe", ["discount=0.5", "search.num_simulations=3", "search.num_simulations=4"])
+    assert (config.discount, config.search.num_simulations) == (0.5, 4)
+
+
+def test_an_unknown_experiment_names_the_known_ones() -> None:
+    """One line says what was given and what is allowed."""
+    with pytest.raises(DeployError, match=r"'chess'.*tic_tac_toe, triangle") as caught:
+        load_experiment("chess", [])
+    assert caught.value.exit_code == BAD_INPUT
+
+
+def test_a_run_is_never_overwritten(tmp_path: Path) -> None:
+    """A new run refuses a folder that holds one, and says how to go on with it."""
+    config = load_experiment("triangle", ["seed=3"])
+    folder = create_run_folder(tmp_path / "run", config)
+    assert folder.config() == config
+    with pytest.raises(DeployError, match="--resume"):
+        create_run_folder(tmp_path / "run", load_experiment("triangle", []))
+    assert folder.config() == config
+
+
+def test_a_folder_serves_the_same_config_again_and_no_other(tmp_path: Path) -> None:
+    """A learner started by hand goes on in its folder, and not in another experiment's."""
+    config = load_experiment("triangle", [])
+    open_or_create_run_folder(tmp_path / "run", config)
+    open_or_create_run_folder(tmp_path / "run", config)
+    with pytest.raises(DeployError, match="another config"):
+        open_or_create_run_folder(tmp_path / "run", load_experiment("tic_tac_toe", []))
+
+
+def test_a_folder_without_a_run_is_named(tmp_path: Path) -> None:
+    """Resuming what is no run fails in one line that names the folder."""
+    with pytest.raises(DeployError, match=str(tmp_path)):
+        RunFolder(tmp_path).config()
+
+
+def test_only_one_command_trains_in_a_folder(tmp_path: Path) -> None:
+    """The lock is exclusive while held and free afterwards."""
+    folder = create_run_folder(tmp_path / "run", load_experiment("triangle", []))
+    with locked(folder), pytest.raises(DeployError, match="in use"), locked(folder):
+        pass
+    with locked(folder):
+        pass

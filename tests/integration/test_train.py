@@ -1,0 +1,138 @@
+"""Tests of `zero train` as a whole: real processes, a real run, and what happens when parts of it die."""
+
+import json
+import os
+import re
+import signal
+from pathlib import Path
+
+import pytest
+
+from deploy.scrape import Scraper
+from tests.integration.processes import SMALL, Command, wait_until
+
+pytestmark = pytest.mark.slow
+LONG = ["--minutes=10", "--metrics-port=0", "--no-live"]
+
+
+def scraper_of(command: Command) -> Scraper:
+    """Reads the metrics of a run that has started."""
+    return Scraper(command.wait_for(r"metrics http://(\S+)/metrics")[1])
+
+
+def training_step(scraper: Scraper) -> float:
+    """Where the learner is; -1 while it does not answer."""
+    return max(scraper.scrape().select("zero_learner_training_step").values(), default=-1.0)
+
+
+def nothing_left(command: Command, timeout: float = 10.0) -> None:
+    """Every process that the command brought forth ends, Redis included."""
+    wait_until(lambda: not command.survivors(), f"end of {command.survivors()}", timeout)
+
+
+def test_a_run_learns_saves_and_can_go_on(tmp_path: Path) -> None:
+    """A bounded run plays, learns, publishes, measures, says where everything is, and is resumed where it stopped."""
+    with Command(tmp_path, "train", *SMALL, "--minutes=0.35", "--metrics-port=0", "--run-dir=run") as command:
+        assert command.wait(120) == 0, command.output
+        nothing_left(command)
+        output = command.output
+    run = tmp_path / "run"
+    for expected in ("learning since", "self-play score", "zero evaluate --run", f"zero train --resume {run}"):
+        assert expected in output
+    step = int(re.search(r"checkpoint +\S+/step-(\d+)", output)[1])
+    assert (run / "checkpoints" / f"step-{step:09d}").is_dir()
+    last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    assert 0 < last["training_step"] <= step
+    assert last["games"] > 0
+    assert last["weights_version"] > 0
+    assert last["evaluation_scores"].keys() == {"random", "greedy", "policy", "search"}
+    assert {path.name for path in (run / "logs").iterdir()} == {
+        f"{role}.log" for role in ("replay-server", "learner", "actor-0", "evaluator")
+    }
+
+    with Command(tmp_path, "evaluate", "--run=run", "--games=8") as command:
+        assert command.wait(60) == 0, command.output
+        assert f"training step {step:,}" in command.output
+        assert re.search(r"search +│ +-?\d", command.output)
+
+    with Command(tmp_path, "train", "--resume=run", *LONG) as command:
+        scraper = scraper_of(command)
+        wait_until(lambda: training_step(scraper) > step, "steps beyond the checkpoint")
+        scraper.close()
+        assert f"resuming at training step {step}" in (run / "logs/learner.log").read_text()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_stops_cleanly(tmp_path: Path, number: signal.Signals) -> None:
+    """Ctrl-C to the whole foreground group, or SIGTERM to the command, ends it with 0, a checkpoint and no process."""
+    with Command(tmp_path, "train", *SMALL, *LONG, "--run-dir=run") as command:
+        command.wait_for("learning since", 90)
+        if number is signal.SIGINT:
+            command.interrupt()
+        else:
+            os.kill(command.pid, number)
+        assert command.wait(60) == 0, command.output
+        assert list((tmp_path / "run/checkpoints").glob("step-*"))
+        assert "did not" not in command.output
+        nothing_left(command)
+
+
+def test_the_run_goes_on_when_any_role_is_killed(tmp_path: Path) -> None:
+    """kill -9 of the actor, the learner and the replay server: each is started again and the steps go on rising."""
+    with Command(tmp_path, "train", *SMALL, *LONG, "--run-dir=run") as command:
+        command.wait_for("learning since", 90)
+        scraper = scraper_of(command)
+        for role in ("actor-0", "learner", "replay-server", "evaluator"):
+            (pid,) = command.pids_of(role)
+            before = training_step(scraper)
+            os.kill(pid, signal.SIGKILL)
+            command.wait_for(rf"{role} died \(its process died\); restart 1 in")
+            wait_until(lambda role=role: len(command.pids_of(role)) == 2, f"{role} runs again")
+            wait_until(lambda before=before: training_step(scraper) > before + 20, f"steps after the death of {role}")
+        inserted = wait_until(
+            lambda: max(scraper.scrape().select("zero_replay_inserted_steps_total").values(), default=None), "inserts"
+        )
+        wait_until(
+            lambda: max(scraper.scrape().select("zero_replay_inserted_steps_total").values(), default=0) > inserted,
+            "inserts after the death of the actor",
+        )
+        scraper.close()
+        command.interrupt()
+        assert command.wait(60) == 0, command.output
+        nothing_left(command)
+
+
+def test_nothing_outlives_a_killed_command(tmp_path: Path) -> None:
+    """kill -9 of `zero train` itself takes Ray, the roles and Redis with it."""
+    with Command(tmp_path, "train", *SMALL, *LONG, "--run-dir=run") as command:
+        command.wait_for("learning since", 90)
+        assert any("redis" in line for line in command.survivors())
+        os.kill(command.pid, signal.SIGKILL)
+        nothing_left(command, 30)
+
+
+def test_a_second_interrupt_hurries(tmp_path: Path) -> None:
+    """Interrupting twice ends the run at once, still without leaving a process."""
+    with Command(tmp_path, "train", *SMALL, *LONG, "--run-dir=run") as command:
+        command.wait_for("learning since", 90)
+        command.interrupt()
+        command.wait_for("==> Stopping")
+        command.interrupt()
+        assert command.wait(20) == 0, command.output
+        nothing_left(command)
+
+
+def test_a_run_that_cannot_live_ends_with_its_reason(tmp_path: Path) -> None:
+    """A learner whose checkpoint does not fit the config ends the run in one line, and everything is stopped."""
+    with Command(tmp_path, "train", *SMALL, *LONG, "--run-dir=run") as command:
+        wait_until(lambda: list((tmp_path / "run").glob("checkpoints/step-*")) or None, "a checkpoint", 90)
+        command.interrupt()
+        assert command.wait(60) == 0, command.output
+    config_file = tmp_path / "run/config.toml"
+    config_file.write_text(config_file.read_text().replace("channels = 8", "channels = 16"))
+    with Command(tmp_path, "train", "--resume=run", *LONG) as command:
+        assert command.wait(60) == 2
+        # Whoever comes first: the learner cannot load its checkpoint, the actor cannot load the published weights.
+        assert re.match(r"error: (learner|actor-0|evaluator): the (checkpoint|weights) ", command.output.splitlines()[-1])
+        assert "Traceback" not in command.output
+        nothing_left(command)
