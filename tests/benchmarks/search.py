@@ -1,8 +1,8 @@
 """How fast the search is on one core: its trees alone, with the puzzle's rules, and beside the default network.
 
-Run it: `.venv/bin/python tests/benchmarks/search.py [--games 64] [--simulations 32]`. Every figure is the median of five
-rounds, per second of processor time of the one thread that works. Rounds of the variants take turns, so that a busy
-spell of the machine falls on all of them.
+Run it: `.venv/bin/python tests/benchmarks/search.py [--games 64] [--simulations 32]`. Every figure is the median of
+five rounds, per second of processor time of the one thread that works. Rounds of the variants take turns, so that a
+busy spell of the machine falls on all of them.
 """
 
 import argparse
