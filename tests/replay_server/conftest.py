@@ -1,0 +1,47 @@
+"""Real servers on free ports with real, embedded Redis."""
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from replay_server.client import ReplayClient
+from replay_server.server import BoundAddresses, ReplayServer, ReplayServerSettings
+from tests.replay_server.played import table_config
+from zero.tables import TableConfig
+
+_numbers = itertools.count()
+
+
+@pytest.fixture(scope="session")
+def addresses(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BoundAddresses]:
+    """A server that all tests share; each brings tables of its own."""
+    with ReplayServer(ReplayServerSettings(tmp_path_factory.mktemp("replay"))) as bound:
+        yield bound
+
+
+@pytest.fixture
+def client(addresses: BoundAddresses) -> Iterator[ReplayClient]:
+    """A client of the shared server."""
+    with ReplayClient(addresses.address) as client:
+        yield client
+
+
+@pytest.fixture
+def make_table(client: ReplayClient) -> Callable[..., TableConfig]:
+    """Creates a table with a name of its own on the shared server; takes what differs from table_config()."""
+
+    def make(**changes: object) -> TableConfig:
+        config = replace(table_config(f"table-{next(_numbers)}"), **changes)
+        assert client.create_table(config, timeout=10)
+        return config
+
+    return make
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> ReplayServerSettings:
+    """Settings of a server of the test's own."""
+    return ReplayServerSettings(tmp_path / "replay")
