@@ -1,4 +1,7 @@
-"""Bits of 64-bit words, for compiled code."""
+"""Bits of 64-bit words, for compiled code.
+
+Numba watches only the file of the function that it compiled: who changes this one must touch its importers too.
+"""
 
 import numpy as np
 

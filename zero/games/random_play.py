@@ -22,7 +22,7 @@ def random_legal_actions(mask: NDArray[np.bool_], uniforms: NDArray[np.float64])
         count = 0
         for action in range(mask.shape[1]):
             count += mask[row, action]
-        left = min(np.int64(uniforms[row] * count), count - 1)
+        left = np.int64(uniforms[row] * count)
         for action in range(mask.shape[1]):
             if mask[row, action]:
                 if left == 0:

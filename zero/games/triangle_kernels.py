@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zero.games.bits import bit_index, count_bits, lowest_bit, single_bit
-from zero.games.triangle_board import NO_SHAPE, NUM_DIRECTIONS, SHAPES, BoardTables, LineTables, ShapeTables
+from zero.games.triangle_board import NO_SHAPE, NUM_DIRECTIONS, BoardTables, LineTables, ShapeTables
 from zero.jit import njit
 
 NUM_EXTRA_WORDS = 3
@@ -32,7 +32,6 @@ _NONE = np.uint64(0)
 _ONE = np.uint64(1)
 _WORD_TOP = np.uint64(63)
 _BYTE = np.uint64(255)
-_NUM_SHAPES = len(SHAPES)
 
 StepArrays = tuple[NDArray[np.uint64], NDArray[np.float32]]
 """States [B, W + 3] and rewards [B] after half a step."""
@@ -287,6 +286,7 @@ def observe(board: BoardTables, states: NDArray[np.uint64]) -> NDArray[np.uint8]
 @njit
 def _read_observation(
     live: NDArray[np.uint64],
+    num_shapes: int,
     num_slots: int,
     num_cells: int,
     observation: NDArray[np.uint8],
@@ -301,7 +301,7 @@ def _read_observation(
     position[words] = EMPTY_SLOTS
     for slot in range(num_slots):
         shape = int(observation[num_bytes + slot])
-        if shape >= _NUM_SHAPES and shape != NO_SHAPE:
+        if shape >= num_shapes and shape != NO_SHAPE:
             return False
         position[words] = _set_slot(position[words], slot, shape)
     outside = _NONE
@@ -314,11 +314,12 @@ def _read_observation(
 def decode(board: BoardTables, observations: NDArray[np.uint8]) -> tuple[NDArray[np.uint64], int]:
     """Positions with counters 0, over or pending as the rules say; also the first impossible row, or -1."""
     words = board.num_words
+    shapes: int = board.shapes.sizes.shape[0]
     states = np.zeros((observations.shape[0], words + NUM_EXTRA_WORDS), np.uint64)
     free, fits = _scratch(board.num_slots, words)
     for row in range(observations.shape[0]):
         position = states[row]
-        if not _read_observation(board.live, board.num_slots, board.num_cells, observations[row], position):
+        if not _read_observation(board.live, shapes, board.num_slots, board.num_cells, observations[row], position):
             return states, row
         _free_cells(board.live, position, free)
         if position[words] == EMPTY_SLOTS:
@@ -332,14 +333,15 @@ def decode(board: BoardTables, observations: NDArray[np.uint8]) -> tuple[NDArray
 def encode(board: BoardTables, observations: NDArray[np.uint8]) -> tuple[NDArray[np.float32], int]:
     """Network input [B, (6 + 2 * num_slots) * cells + 23 * num_slots]; also the first impossible row, or -1."""
     words, cells, slots = board.num_words, board.num_cells, board.num_slots
+    shapes: int = board.shapes.sizes.shape[0]
     features = (6 + 2 * slots) * cells
-    encoded = np.zeros((observations.shape[0], features + _NUM_SHAPES * slots), np.float32)
+    encoded = np.zeros((observations.shape[0], features + shapes * slots), np.float32)
     position = np.zeros(words + 1, np.uint64)
     free, fits = _scratch(slots, words)
     missing = np.zeros(board.lines.masks.shape[0], np.int64)
     fill = np.zeros(board.lines.masks.shape[0] + 1, np.float32)
     for row in range(observations.shape[0]):
-        if not _read_observation(board.live, slots, cells, observations[row], position):
+        if not _read_observation(board.live, shapes, slots, cells, observations[row], position):
             return encoded, row
         _free_cells(board.live, position, free)
         _fit_slots(board.shapes, free, position[words], fits)
@@ -353,7 +355,7 @@ def encode(board: BoardTables, observations: NDArray[np.uint8]) -> tuple[NDArray
                 legal, clears = encoded[row, first : first + cells], encoded[row, first + cells : first + 2 * cells]
                 _mark(fits[slot], legal)
                 _encode_clears(board.shapes, board.lines.masks, free, missing, shape, legal, clears)
-                encoded[row, features + slot * _NUM_SHAPES + shape] = 1
+                encoded[row, features + slot * shapes + shape] = 1
     return encoded, -1
 
 
