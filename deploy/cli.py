@@ -13,12 +13,18 @@ from rich.console import Console
 from deploy.errors import BAD_INPUT, DeployError
 from deploy.experiment_files import config_to_toml, load_experiment
 from deploy.interrupts import run_until_interrupted
-from deploy.roles import Addresses, Assignment, Role, check_experiment, run_role
+from deploy.roles import (
+    DEFAULT_METRICS_PORT,
+    DEFAULT_REPLAY_PORT,
+    Addresses,
+    Assignment,
+    Role,
+    check_experiment,
+    run_role,
+)
 from deploy.run_folder import RunFolder, create_run_folder, open_or_create_run_folder
 from zero.config import ExperimentConfig
 
-DEFAULT_REPLAY_PORT = 8470
-DEFAULT_METRICS_PORT = 9470
 MANUAL_RUN = Path("runs/manual")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 

@@ -15,9 +15,9 @@ from rich.console import Console
 
 from deploy.figures import Figures, RunFigures
 from deploy.interrupts import Interrupts
-from deploy.live import LiveView, PlainView, Status, View
+from deploy.live import LiveView, PlainView, Status, View, in_order
 from deploy.ray_fleet import RayFleet
-from deploy.roles import Addresses, Assignment, Role
+from deploy.roles import DEFAULT_METRICS_PORT, Addresses, Assignment, Role
 from deploy.run_folder import RunFolder, locked
 from deploy.scrape import Scrape, Scraper
 from deploy.supervisor import Supervisor
@@ -26,8 +26,6 @@ from zero.config import ExperimentConfig
 POLL_SECONDS = 0.5
 SCRAPE_INTERVAL_SECONDS = 1.0
 METRICS_LINE_INTERVAL_SECONDS = 5.0
-DEFAULT_METRICS_PORT = 9470
-"""Where Prometheus finds a run by deploy/prometheus/prometheus.yml."""
 
 
 @dataclass(frozen=True)
@@ -254,10 +252,10 @@ def closing_lines(folder: RunFolder, run_figures: RunFigures, figures: Figures |
     if not math.isnan(now):
         lines.append(f"    self-play score   {first:.1f} at the beginning, {now:.1f} now")
     if figures is not None and figures.evaluation_scores:
-        scores = ", ".join(f"{player} {score:.1f}" for player, score in figures.evaluation_scores.items())
+        scores = ", ".join(f"{player} {score:.1f}" for player, score in in_order(figures.evaluation_scores))
         lines.append(f"    evaluation score  {scores}")
-    if figures is not None and not math.isnan(figures.training_step):
-        lines.append(f"    played, trained   {figures.games:,.0f} games, training step {figures.training_step:,.0f}")
+    if figures is not None:
+        lines.append(f"    games             {figures.games:,.0f}")
     checkpoints = sorted(folder.checkpoints.glob("step-*"))
     lines += [
         f"    run               {folder.path}",

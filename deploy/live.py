@@ -124,7 +124,7 @@ class LiveView(View):
 
 def one_line(figures: Figures) -> str:
     """The figures that matter most."""
-    evaluation = ", ".join(f"{player} {score:.1f}" for player, score in _in_order(figures.evaluation_scores))
+    evaluation = ", ".join(f"{player} {score:.1f}" for player, score in in_order(figures.evaluation_scores))
     parts = [
         f"games/s {_number(figures.games_per_second)}",
         f"moves/s {_number(figures.moves_per_second)}",
@@ -205,7 +205,7 @@ def _scores(scores: ScoreHistory, figures: Figures) -> Table:
     if figures.evaluation_scores:
         text = Text("   ").join(
             Text.assemble((f"{player} ", "dim"), (_number(score), "bold green"))
-            for player, score in _in_order(figures.evaluation_scores)
+            for player, score in in_order(figures.evaluation_scores)
         )
         table.add_row(Text("evaluation", style="dim"), text)
     return table
@@ -220,7 +220,8 @@ def sparkline(values: list[float]) -> str:
     return "".join(BLOCKS[round((value - low) * scale)] for value in values)
 
 
-def _in_order(scores: dict[str, float]) -> list[tuple[str, float]]:
+def in_order(scores: dict[str, float]) -> list[tuple[str, float]]:
+    """Evaluation scores from the best player that there should be to the worst."""
     known = [player for player in ("search", "policy", "greedy", "random") if player in scores]
     return [(player, scores[player]) for player in known]
 

@@ -3,7 +3,9 @@
 import faulthandler
 import logging
 import os
+import secrets
 import shutil
+import socket
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -13,7 +15,7 @@ from threading import Event
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from deploy.errors import BAD_INPUT, DeployError
@@ -29,6 +31,11 @@ HOST_THREADS = 4
 """One for the role itself, the others answer while it runs."""
 EVALUATOR_NICENESS = 5
 """Measuring gives way to playing and learning where they share cores."""
+RAY_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",  # else Ray reports its use over the network
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+CONNECT_SECONDS = 5.0
 NODE_IP = ""
 """As a host: the address of the machine that Ray chose."""
 
@@ -135,9 +142,8 @@ class RayFleet:
         self._is_local = ray_address is None
         self._temp_dir: Path | None = None
         self._running: list[RunningRole] = []
-        # Ray reports its use over the network unless told not to.
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        for name, value in RAY_ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
         if ray_address is None:
             self.num_actors = num_actors or max(1, len(os.sched_getaffinity(0)) - 1)
             self._start_ray(self.num_actors)
@@ -209,9 +215,12 @@ class RayFleet:
             shutil.rmtree(self._temp_dir, ignore_errors=True)
 
     def _start_ray(self, num_actors: int) -> None:
+        # Ray lets in who has a token; one for this run alone spares it writing one into the home folder.
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
         # Ray keeps unix sockets below it, whose paths must be shorter than 108 bytes: so not below a long TMPDIR.
         self._temp_dir = Path(tempfile.mkdtemp(prefix="zero-ray-", dir="/tmp"))
         ray.init(
+            address="local",  # even where RAY_ADDRESS names a cluster
             # Logical: one for the learner and each actor; the operating system shares out the real ones.
             num_cpus=num_actors + 1,
             object_store_memory=OBJECT_STORE_BYTES,
@@ -242,11 +251,28 @@ def _join_ray(ray_address: str) -> None:
             f"--ray-address {ray_address}: run the command on a machine of the cluster and give host:port or auto",
             BAD_INPUT,
         )
+    _refuse_if_silent(ray_address)
     try:
         ray.init(address=ray_address, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (ConnectionError, ValueError, RuntimeError, RayError) as error:
         first_line = str(error).strip().splitlines()[0]
-        raise DeployError(f"--ray-address {ray_address}: {first_line}") from error
+        raise DeployError(
+            f"--ray-address {ray_address}: {first_line}; if the cluster asks for a token, "
+            "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
+        ) from error
+
+
+def _refuse_if_silent(ray_address: str) -> None:
+    """Raise DeployError if nothing listens there: Ray would try for a minute."""
+    host, separator, port = ray_address.rpartition(":")
+    if not separator:
+        return
+    try:
+        socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
+    except ValueError:
+        raise DeployError(f"--ray-address {ray_address}: write it as host:port, or auto", BAD_INPUT) from None
+    except OSError as error:
+        raise DeployError(f"--ray-address {ray_address}: {error.strerror or error}") from None
 
 
 def _log_to_file(assignment: Assignment, log_level: str) -> None:

@@ -1,7 +1,6 @@
 """Tests of the command line up to where a role starts."""
 
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,8 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from deploy.cli import DEFAULT_METRICS_PORT, app, main
+from deploy.cli import app, main
 from deploy.experiment_files import load_experiment
+from deploy.roles import DEFAULT_METRICS_PORT
 from deploy.run_folder import create_run_folder
 from zero.config import parse_config
 
@@ -127,17 +127,6 @@ def test_evaluate_needs_a_run_with_a_checkpoint(run: Run, tmp_path: Path) -> Non
     code, _, err = run("evaluate", "--run", "run")
     assert code == 2
     assert "no checkpoint yet" in err
-
-
-def test_a_taken_port_is_named(run: Run) -> None:
-    """A role that cannot serve its metrics says which port, in one line."""
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
-        code, _, err = run("actor", "--metrics-port", str(port), "--log-level", "error")
-    assert code == 1
-    assert err == f"error: 127.0.0.1:{port} is in use; choose another --metrics-port\n"
 
 
 def test_the_command_line_waits_for_no_large_library() -> None:

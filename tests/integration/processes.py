@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
@@ -55,16 +55,17 @@ class Command:
     Args:
         folder: where it runs and its output goes.
         arguments: of `zero`.
+        environment: added to the environment of the tests.
     """
 
-    def __init__(self, folder: Path, *arguments: str) -> None:
+    def __init__(self, folder: Path, *arguments: str, environment: Mapping[str, str] | None = None) -> None:
         self.mark = uuid.uuid4().hex
         self._output_file = folder / f"output-{self.mark}.txt"
         with self._output_file.open("wb") as output:
             self._process = subprocess.Popen(
                 [str(ZERO), *arguments],
                 cwd=folder,
-                env={**os.environ, MARK: self.mark},
+                env={**os.environ, **(environment or {}), MARK: self.mark},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,

@@ -133,6 +133,8 @@ def test_a_run_that_cannot_live_ends_with_its_reason(tmp_path: Path) -> None:
     with Command(tmp_path, "train", "--resume=run", *LONG) as command:
         assert command.wait(60) == 2
         # Whoever comes first: the learner cannot load its checkpoint, the actor cannot load the published weights.
-        assert re.match(r"error: (learner|actor-0|evaluator): the (checkpoint|weights) ", command.output.splitlines()[-1])
+        assert re.match(
+            r"error: (learner|actor-0|evaluator): the (checkpoint|weights) ", command.output.splitlines()[-1]
+        )
         assert "Traceback" not in command.output
         nothing_left(command)

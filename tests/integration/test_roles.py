@@ -1,0 +1,209 @@
+"""Tests of the roles started by hand, of Prometheus over them, and of what they say when they cannot start."""
+
+import json
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deploy.scrape import Scraper
+from tests.integration.processes import SMALL, Command, wait_until
+
+pytestmark = pytest.mark.slow
+PROMETHEUS_CONFIG = Path(__file__).parents[2] / "deploy/prometheus/prometheus.yml"
+DEFAULT_TARGET = "127.0.0.1:9470"
+SERIES = {
+    "replay_server": "zero_replay_inserted_steps_total",
+    "learner": "zero_learner_training_steps_total",
+    "actor": "zero_actor_moves_total",
+    "evaluator": "zero_evaluator_evaluations_total",
+}
+"""A counter of every role that rises in any healthy run."""
+
+
+@pytest.fixture
+def taken_port() -> Iterator[int]:
+    """A port that somebody listens on."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        yield taken.getsockname()[1]
+
+
+def free_port() -> int:
+    """A port that nobody listens on, for programs that cannot choose one themselves."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class FourTerminals:
+    """The roles, each started by a command of its own."""
+
+    def __init__(self, stack: ExitStack, folder: Path) -> None:
+        self.server = stack.enter_context(
+            Command(folder, "replay-server", "--port=0", "--metrics-port=0", f"--data-dir={folder / 'replay'}")
+        )
+        found = self.server.wait_for(r"replay server at (\S+), metrics http://(\S+)/metrics")
+        self.address, self.metrics_address = found[1], found[2]
+        to_server = f"--replay-address={self.address}"
+        self.others = [
+            stack.enter_context(Command(folder, *arguments, *SMALL, to_server))
+            for arguments in (["learner", "--run-dir=run"], ["actor"], ["evaluate"])
+        ]
+        self.scraper = Scraper(self.metrics_address)
+        stack.callback(self.scraper.close)
+
+    def counts(self) -> dict[str, float]:
+        """The counter of every role, 0 while it does not answer."""
+        scrape = self.scraper.scrape()
+        return {role: sum(scrape.select(name).values()) for role, name in SERIES.items()}
+
+
+def test_four_roles_by_hand_make_a_run(tmp_path: Path) -> None:
+    """Replay server, learner, actor and evaluator in four terminals train; each ends with 0 on SIGINT or SIGTERM."""
+    with ExitStack() as stack:
+        terminals = FourTerminals(stack, tmp_path)
+        wait_until(lambda: min(terminals.counts().values()) > 0, "every role counts")
+        for role in terminals.others:
+            role.interrupt()
+        for role in terminals.others:
+            assert role.wait(30) == 0, role.output
+            assert "Traceback" not in role.output
+        os.kill(terminals.server.pid, 15)
+        assert terminals.server.wait(30) == 0, terminals.server.output
+        assert not terminals.server.survivors()
+    assert list((tmp_path / "run/checkpoints").glob("step-*"))
+
+
+def ask(address: str, path: str) -> Any:
+    """The JSON that a Prometheus answers; None while it does not."""
+    try:
+        with urllib.request.urlopen(f"http://{address}{path}", timeout=5) as response:
+            return json.load(response)
+    except OSError:
+        return None
+
+
+@pytest.mark.skipif(shutil.which("prometheus") is None, reason="no prometheus on PATH: apt-get install prometheus")
+def test_prometheus_finds_series_of_every_role(tmp_path: Path) -> None:
+    """A real Prometheus with our config, pointed at a real run, scrapes every role without an error."""
+    with ExitStack() as stack:
+        terminals = FourTerminals(stack, tmp_path)
+        config = PROMETHEUS_CONFIG.read_text().replace(DEFAULT_TARGET, terminals.metrics_address)
+        assert terminals.metrics_address in config
+        (tmp_path / "prometheus.yml").write_text(config.replace("5s", "1s"))
+        address = f"127.0.0.1:{free_port()}"
+        log = stack.enter_context((tmp_path / "prometheus.log").open("wb"))
+        prometheus = subprocess.Popen(
+            [
+                "prometheus",
+                f"--config.file={tmp_path / 'prometheus.yml'}",
+                f"--storage.tsdb.path={tmp_path / 'tsdb'}",
+                f"--web.listen-address={address}",
+            ],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+        stack.callback(prometheus.wait)
+        stack.callback(prometheus.terminate)
+
+        def value(query: str) -> float | None:
+            answer = ask(address, "/api/v1/query?" + urllib.parse.urlencode({"query": query}))
+            result = answer["data"]["result"] if answer else []
+            return float(result[0]["value"][1]) if result else None
+
+        for role, name in SERIES.items():
+            wait_until(lambda role=role, name=name: (value(f'{name}{{role="{role}"}}') or 0) > 0, f"{name} of {role}")
+        wait_until(lambda: value("sum(up)") == 4, "all four up")
+        targets = ask(address, "/api/v1/targets")["data"]["activeTargets"]
+        assert {target["labels"]["role"] for target in targets} == set(SERIES)
+        assert not [target["lastError"] for target in targets if target["lastError"]]
+
+
+def ends_with(folder: Path, code: int, *arguments: str) -> str:
+    """Run a command that cannot start; returns its only `error:` line."""
+    with Command(folder, *arguments) as command:
+        assert command.wait(60) == code, command.output
+        assert "Traceback" not in command.output
+        (line,) = [line for line in command.output.splitlines() if line.startswith("error: ")]
+        assert command.output.splitlines()[-1] == line
+        assert not command.survivors()
+    return line
+
+
+def test_a_taken_port_is_named_by_every_role(tmp_path: Path, taken_port: int) -> None:
+    """A port in use ends a role, or a whole run, with one line that names it."""
+    data = f"--data-dir={tmp_path / 'replay'}"
+    for arguments in (
+        ["replay-server", data, f"--port={taken_port}", "--metrics-port=0"],
+        ["replay-server", data, "--port=0", f"--metrics-port={taken_port}"],
+        ["train", *SMALL, f"--metrics-port={taken_port}"],
+    ):
+        assert str(taken_port) in ends_with(tmp_path, 1, *arguments)
+    with Command(tmp_path, "replay-server", data, "--port=0", "--metrics-port=0") as server:
+        found = server.wait_for(r"replay server at (\S+),")
+        to_server = f"--replay-address={found[1]}"
+        for role in ("learner", "actor", "evaluate"):
+            line = ends_with(tmp_path, 1, role, *SMALL, to_server, f"--metrics-port={taken_port}")
+            assert f"127.0.0.1:{taken_port} is in use" in line
+
+
+def test_an_unreachable_redis_is_named(tmp_path: Path) -> None:
+    """Without its Redis neither the server nor a run starts; the reason is one line, without the password."""
+    url = f"--redis-url=redis://:sesame@127.0.0.1:{free_port()}/0"
+    for arguments in (["replay-server", "--port=0", "--metrics-port=0"], ["train", *SMALL, "--metrics-port=0"]):
+        line = ends_with(tmp_path, 1, *arguments, url)
+        assert "Redis" in line
+        assert "sesame" not in line
+
+
+def test_a_cluster_that_is_not_there_is_named(tmp_path: Path) -> None:
+    """A wrong --ray-address is one line."""
+    address = f"127.0.0.1:{free_port()}"
+    assert address in ends_with(tmp_path, 1, "train", *SMALL, f"--ray-address={address}")
+    assert "ray://" in ends_with(tmp_path, 2, "train", *SMALL, "--ray-address=ray://127.0.0.1:1")
+
+
+def test_a_run_joins_a_cluster_and_leaves_it_running(tmp_path: Path) -> None:
+    """With --ray-address the roles run on that cluster, which asks for a token, and only they end with the run."""
+    port = free_port()
+    environment = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    command = Path(sys.executable).with_name("ray")
+    with (tmp_path / "ray.log").open("wb") as log:
+        head = subprocess.Popen(
+            [
+                *(str(command), "start", "--head", "--block"),
+                *(f"--port={port}", "--num-cpus=3", "--include-dashboard=false"),
+                *("--object-store-memory=100000000", "--temp-dir=/tmp/zero-test-ray", "--disable-usage-stats"),
+            ],
+            env={**os.environ, **environment},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+        try:
+            arguments = [*SMALL, "--minutes=10", "--metrics-port=0", f"--ray-address=127.0.0.1:{port}", "--actors=1"]
+
+            def reachable() -> bool:
+                with socket.socket() as probe:
+                    return probe.connect_ex(("127.0.0.1", port)) == 0
+
+            wait_until(reachable, "the cluster")
+            with Command(tmp_path, "train", *arguments, "--run-dir=run", environment=environment) as run:
+                run.wait_for("learning since", 120)
+                run.interrupt()
+                assert run.wait(60) == 0, run.output
+            assert head.poll() is None
+        finally:
+            head.terminate()
+            head.wait(30)
