@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import redis
+from google.protobuf.message import DecodeError
 
 from replay_server.block import decode_insert
 from replay_server.priority_log import load_priorities
@@ -58,7 +59,7 @@ def _replay(table: Table, entry: Entry) -> list[Stored]:
     name = table.config.name
     try:
         block = decode_insert(entry.message, table.config.signature)
-    except (CodecError, ValueError) as error:
+    except (CodecError, DecodeError) as error:
         raise LogError(f"entry {entry.entry} of the log of table {name!r} is damaged: {error}") from None
     if [record.digest for record in block.records] != list(entry.digests):
         raise LogError(f"entry {entry.entry} of the log of table {name!r} is damaged: its content has another digest")

@@ -18,8 +18,6 @@ logger = logging.getLogger(__name__)
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_TIMEOUT_SECONDS = 5.0
-
 
 class RedisStore:
     """A Redis for one thread of its own; everything that talks to Redis goes through `run`.
@@ -28,9 +26,10 @@ class RedisStore:
         appendfsync: the policy that Redis follows, "unknown" where it does not tell.
     """
 
-    def __init__(self, redis_url: str | None, embedded: EmbeddedRedis | None) -> None:
-        """Exactly one of the two; nothing is contacted yet."""
+    def __init__(self, redis_url: str | None, embedded: EmbeddedRedis | None, timeout_seconds: float) -> None:
+        """Exactly one of url and embedded; nothing is contacted yet. No command may take longer than the timeout."""
         self._url = redis_url
+        self._timeout_seconds = timeout_seconds
         self._embedded = embedded
         self._client: redis.Redis | None = None
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="replay-redis")
@@ -67,9 +66,9 @@ class RedisStore:
             self._client = None
         if self._embedded is not None:
             self._embedded.ensure_running()
-            client = connect_to_socket(self._embedded.socket_path, _TIMEOUT_SECONDS)
+            client = connect_to_socket(self._embedded.socket_path, self._timeout_seconds)
         else:
-            client = _connect_to_url(self._url or "")
+            client = _connect_to_url(self._url or "", self._timeout_seconds)
         client.ping()
         self.appendfsync = _setting(client, "appendfsync")
         policy = _setting(client, "maxmemory-policy")
@@ -89,13 +88,13 @@ class RedisStore:
             self._embedded.stop()
 
 
-def _connect_to_url(url: str) -> redis.Redis:
+def _connect_to_url(url: str, timeout_seconds: float) -> redis.Redis:
     try:
         return redis.Redis.from_url(
             url,
             retry=Retry(NoBackoff(), 0),
-            socket_timeout=_TIMEOUT_SECONDS,
-            socket_connect_timeout=_TIMEOUT_SECONDS,
+            socket_timeout=timeout_seconds,
+            socket_connect_timeout=timeout_seconds,
         )
     except ValueError as error:
         raise ReplayServerError(

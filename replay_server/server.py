@@ -50,6 +50,7 @@ class ReplayServerSettings:
         metrics_port: of /metrics and /sd; 0 takes a free one.
         redis_url: an external Redis, redis:// or unix://; without one the server starts its own.
         redis_prefix: of all keys; one server at a time.
+        redis_timeout_seconds: after which Redis counts as away.
         max_message_bytes: the largest message.
         max_table_bytes: the most memory a table may preallocate; by default four fifths of the machine's.
         max_weights_bytes: the largest weights.
@@ -63,6 +64,7 @@ class ReplayServerSettings:
     metrics_port: int = 0
     redis_url: str | None = None
     redis_prefix: str = "zero"
+    redis_timeout_seconds: float = 5.0
     max_message_bytes: int = 16 << 20
     max_table_bytes: int | None = None
     max_weights_bytes: int = 512 << 20
@@ -182,7 +184,7 @@ class _Parts:
         self._limits = limits
         self._processes = ProcessRegistry(settings.process_ttl_seconds)
         embedded = EmbeddedRedis(settings.data_dir) if settings.redis_url is None else None
-        self._store = RedisStore(settings.redis_url, embedded)
+        self._store = RedisStore(settings.redis_url, embedded, settings.redis_timeout_seconds)
         self._metrics = ServerMetrics(self._levels)
         log = RedisLog(settings.redis_prefix)
         self._commit = GroupCommit(self._store, log, self._metrics.redis_commit_seconds.observe)

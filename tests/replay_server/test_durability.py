@@ -1,0 +1,409 @@
+"""Faults: Redis stops, Redis dies, the server is killed. What was acknowledged is there, what was not is settled."""
+
+import hashlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import redis
+
+from replay_server.client import ReplayClient, ReplayError, ReplayTimeout
+from replay_server.redis_log import Append, RedisLog
+from replay_server.server import BoundAddresses, ReplayServer, ReplayServerError, ReplayServerSettings
+from tests.replay_server.played import played, table_config
+from zero.tables import Selector
+from zero.trajectories import PriorityUpdates, SequenceBatch
+
+
+def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+    """Poll until it holds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come about in time"
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def settings(settings: ReplayServerSettings) -> ReplayServerSettings:
+    """As for all, but Redis counts as away soon."""
+    return replace(settings, redis_timeout_seconds=0.5)
+
+
+def redis_pid(settings: ReplayServerSettings) -> int:
+    return int((settings.data_dir / "redis" / "redis.pid").read_text())
+
+
+def redis_client(settings: ReplayServerSettings) -> redis.Redis:
+    return redis.Redis(unix_socket_path=str(settings.data_dir / "redis" / "redis.sock"))
+
+
+@pytest.fixture
+def serving(settings: ReplayServerSettings) -> Iterator[ReplayClient]:
+    """A client of a server of its own, with a table `games` that holds trajectory 0."""
+    with ReplayServer(settings) as bound, ReplayClient(bound.address) as client:
+        client.create_table(table_config())
+        client.insert("games", [played(0)])
+        yield client
+
+
+def test_a_killed_redis_costs_nothing_acknowledged(settings: ReplayServerSettings, serving: ReplayClient) -> None:
+    """Killed with -9 in the middle, the embedded Redis comes back by itself; a patient insert goes through."""
+    os.kill(redis_pid(settings), signal.SIGKILL)
+    with pytest.raises(ReplayTimeout) as caught:
+        serving.insert("games", [played(1)], timeout=0.2)
+    assert caught.value.reason == "STORE_UNAVAILABLE"
+    assert len(serving.sample("games", 4, {"action": 1}).keys) == 4, "samples go on"
+    assert serving.insert("games", [played(2)], timeout=30).stored == 1
+    assert serving.insert("games", [played(0), played(2)]).duplicates == 2
+
+
+def test_while_redis_hangs_nothing_is_acknowledged_and_samples_go_on(
+    settings: ReplayServerSettings, serving: ReplayClient
+) -> None:
+    """What was under way when Redis stopped is settled afterwards: stored exactly once, whoever sends it again."""
+    pid = redis_pid(settings)
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        for number in (1, 2):
+            with pytest.raises(ReplayTimeout):
+                serving.insert("games", [played(number)], timeout=0.3)
+        info = serving.server_info().tables["games"]
+        assert info.num_trajectories == 1
+        assert len(serving.sample("games", 4, {"action": 1}).keys) == 4
+        until(lambda: "Redis is away" in serving.server_info().tables["games"].insert_blocked_because)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    until(lambda: serving.server_info().tables["games"].insert_blocked_because == "")
+    result = serving.insert("games", [played(1), played(2), played(3)], timeout=30)
+    assert result.stored + result.duplicates == 3
+    assert result.stored >= 1
+    info = serving.server_info().tables["games"]
+    assert (info.num_trajectories, info.inserted_trajectories) == (4, 4)
+    with redis_client(settings) as client:
+        stored = sum(fields[b"insert"].count(b"actor-0") for _, fields in client.xrange("zero:log:games"))
+    assert stored == 4, "the log holds each once, too"
+
+
+@pytest.mark.parametrize("again", ["while it runs", "after a restart"])
+def test_a_batch_that_reached_the_log_unanswered_is_taken_over(
+    settings: ReplayServerSettings, monkeypatch: pytest.MonkeyPatch, again: str
+) -> None:
+    """Nobody was told, but it is stored from then on, once: log and memory never differ."""
+    write = RedisLog.append
+
+    def write_and_lose_the_answer(*arguments: object) -> list[str]:
+        monkeypatch.setattr(RedisLog, "append", write)
+        write(*arguments)
+        raise redis.ConnectionError("the answer was lost")
+
+    with ReplayServer(settings) as bound, ReplayClient(bound.address) as client:
+        client.create_table(table_config())
+        client.insert("games", [played(0)])
+        monkeypatch.setattr(RedisLog, "append", write_and_lose_the_answer)
+        with pytest.raises(ReplayTimeout):
+            client.insert("games", [played(1)], timeout=0.01)
+        if again == "while it runs":
+            until(lambda: client.server_info().tables["games"].num_trajectories == 2)
+            assert client.insert("games", [played(1)], timeout=10).duplicates == 1
+    with ReplayServer(settings) as bound, ReplayClient(bound.address) as client:
+        assert client.insert("games", [played(0), played(1)]).duplicates == 2
+        assert client.server_info().tables["games"].inserted_trajectories == 2
+
+
+def test_an_old_connection_cannot_write_after_a_new_one_has_begun(settings: ReplayServerSettings) -> None:
+    """The fence: a command that was delayed on its way is refused by Redis itself."""
+    with ReplayServer(settings), redis_client(settings) as client:
+        old, new = RedisLog("fenced"), RedisLog("fenced")
+        delayed = Append("games", 0, 0, [bytes(16)], b"old")
+        old.new_epoch(client, ["games"])
+        new.new_epoch(client, ["games"])
+        with pytest.raises(redis.ResponseError, match="smaller"):
+            old.append(client, [delayed], [])
+        new.append(client, [delayed._replace(message=b"new")], [])
+        assert [entry.message for entry in new.read(client, "games", "")] == [b"new"]
+
+
+def test_redis_out_of_memory_refuses_inserts_and_recovers(
+    settings: ReplayServerSettings, serving: ReplayClient
+) -> None:
+    """No false acknowledgement; goes on when there is room again."""
+    with redis_client(settings) as client:
+        client.config_set("maxmemory", 1)
+        with pytest.raises(ReplayTimeout) as caught:
+            serving.insert("games", [played(1)], timeout=0.5)
+        assert caught.value.reason == "STORE_UNAVAILABLE"
+        with pytest.raises(ReplayTimeout):
+            serving.publish_weights(b"w", 1, timeout=0.3)
+        assert serving.server_info().tables["games"].num_trajectories == 1
+        client.config_set("maxmemory", 0)
+    assert serving.insert("games", [played(1)], timeout=10).stored == 1
+    assert serving.publish_weights(b"w", 1) == 1
+
+
+def test_the_log_is_trimmed_as_the_table_evicts(settings: ReplayServerSettings) -> None:
+    """Redis holds what the table holds, and little more."""
+    with ReplayServer(settings) as bound, ReplayClient(bound.address) as client:
+        client.create_table(table_config(capacity=50))
+        for number in range(40):
+            client.insert("games", [played(number)])
+        with redis_client(settings) as store:
+            assert store.xlen("zero:log:games") <= 12
+            assert store.llen("zero:evicted:games") >= 28
+
+
+def test_priorities_survive_a_restart(settings: ReplayServerSettings) -> None:
+    """Saved ones come back with their positions, those of evicted steps do not come back as somebody else's."""
+    settings = replace(settings, priority_save_seconds=0.05)
+    config = table_config(capacity=10, selector=Selector.PRIORITIZED, priority_exponent=1.0)
+    with ReplayServer(settings) as bound, ReplayClient(bound.address) as client:
+        client.create_table(config)
+        client.insert("games", [played(0, 7)])
+        client.insert("games", [played(1, 7)])
+        keys = np.unique(client.sample("games", 200, {"action": 1}).keys)
+        updates = PriorityUpdates(keys, np.arange(1, 8, dtype=np.float32))
+        client.update_priorities("games", updates)
+        before = probabilities(client.sample("games", 500, {"action": 1}))
+    with ReplayServer(settings) as bound, ReplayClient(bound.address) as client:
+        assert probabilities(client.sample("games", 500, {"action": 1})) == pytest.approx(before)
+        client.insert("games", [played(2, 1)])
+        after = probabilities(client.sample("games", 500, {"action": 1}))
+        newest = max(after)
+        assert after[newest] == pytest.approx(7 / 35), "a new step gets the highest priority ever seen"
+
+
+def probabilities(batch: SequenceBatch) -> dict[int, float]:
+    return dict(zip(batch.keys.tolist(), batch.probabilities.tolist(), strict=True))
+
+
+def test_a_damaged_log_is_refused_loudly(settings: ReplayServerSettings) -> None:
+    """A flipped byte in an entry stops the start with a line that names the entry."""
+    with ReplayServer(settings) as bound, ReplayClient(bound.address) as client:
+        client.create_table(table_config())
+        client.insert("games", [played(0)])
+        with redis_client(settings) as store:
+            ((entry, fields),) = store.xrange("zero:log:games")
+            value = bytearray(fields[b"insert"])
+            value[-20] ^= 1
+            store.delete("zero:log:games")
+            store.xadd("zero:log:games", {b"insert": bytes(value)}, id=entry)
+    with pytest.raises(ReplayServerError, match=f"entry {entry.decode()} of the log of table 'games' is damaged"):
+        ReplayServer(settings).start()
+
+
+SERVE = """
+import sys, threading
+from pathlib import Path
+from replay_server.server import ReplayServerSettings, run_replay_server
+settings = ReplayServerSettings(Path(sys.argv[1]), port=int(sys.argv[2]))
+run_replay_server(settings, threading.Event(), lambda addresses: print(addresses.address, flush=True))
+"""
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        return listening.getsockname()[1]
+
+
+@contextmanager
+def server_process(data_dir: Path, port: int) -> Iterator[subprocess.Popen[str]]:
+    """A server in a process of its own, killed with -9 at the end."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", SERVE, str(data_dir), str(port)], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+class Ledger:
+    """One writer that notes outside of the system what was acknowledged."""
+
+    def __init__(self, address: str, writer: int) -> None:
+        self.acknowledged: list[int] = []
+        self._numbers = iter(range(writer * 1_000_000, (writer + 1) * 1_000_000, 3))
+        self._address = address
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        with ReplayClient(self._address) as client:
+            while not self._stop.is_set():
+                first = next(self._numbers)
+                client.insert("games", [played(first + i, 2, weights_version=1) for i in range(3)], timeout=60)
+                self.acknowledged += range(first, first + 3)
+
+    def close(self) -> None:
+        """Finish the call under way."""
+        self._stop.set()
+        self._thread.join(60)
+        assert not self._thread.is_alive()
+
+
+def until_all_go_on(ledgers: Sequence[Ledger]) -> None:
+    before = [len(ledger.acknowledged) for ledger in ledgers]
+    until(lambda: all(len(ledger.acknowledged) > n for ledger, n in zip(ledgers, before, strict=True)))
+
+
+@pytest.mark.slow
+def test_kill_minus_nine_under_load_loses_nothing_acknowledged(tmp_path: Path) -> None:
+    """Killed again and again while writers insert: they resume by themselves, every acknowledged one is there once."""
+    port = free_port()
+    address = f"127.0.0.1:{port}"
+    rng = np.random.default_rng(0)
+    config = table_config(capacity=10**6)
+    ledgers: list[Ledger] = []
+    for _ in range(6):
+        with server_process(tmp_path, port) as process:
+            assert process.stdout.readline().strip() == address
+            if not ledgers:
+                with ReplayClient(address) as client:
+                    client.create_table(config)
+                ledgers = [Ledger(address, writer) for writer in range(3)]
+            until_all_go_on(ledgers)
+            time.sleep(float(rng.uniform(0, 0.5)))  # the moment of death is random
+    with server_process(tmp_path, port) as process, ReplayClient(address) as client:
+        assert process.stdout.readline().strip() == address
+        for ledger in ledgers:
+            ledger.close()
+        numbers = [number for ledger in ledgers for number in ledger.acknowledged]
+        info = client.server_info().tables["games"]
+        assert info.num_trajectories == len(numbers), "nothing is lost, nothing is there twice"
+        for start in range(0, len(numbers), 100):
+            call = [played(number, 2, weights_version=1) for number in numbers[start : start + 100]]
+            assert client.insert("games", call).duplicates == len(call), "with the same content"
+    assert len(numbers) > 100
+
+
+@pytest.mark.slow
+def test_a_redis_left_by_a_killed_server_is_ended_before_the_next_one_starts(tmp_path: Path) -> None:
+    """At no time do two of them write the same file; the next server has the data."""
+    port = free_port()
+    settings = ReplayServerSettings(tmp_path, port=port)
+    with server_process(tmp_path, port) as process, ReplayClient(f"127.0.0.1:{port}") as client:
+        client.create_table(table_config())
+        client.insert("games", [played(1)])
+        first = redis_pid(settings)
+        os.kill(first, signal.SIGSTOP)  # it cannot react to the death of its owner
+        process.kill()
+        process.wait()
+    try:
+        threading.Timer(1.0, lambda: os.kill(first, signal.SIGCONT)).start()
+        with ReplayServer(settings) as bound, ReplayClient(bound.address) as client:
+            assert redis_pid(settings) != first
+            assert (
+                not Path(f"/proc/{first}").exists()
+                or b"redis-server" not in Path(f"/proc/{first}/cmdline").read_bytes()
+            )
+            assert client.insert("games", [played(1)]).duplicates == 1
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(first, signal.SIGKILL)
+
+
+def test_redis_dies_with_a_killed_server(tmp_path: Path) -> None:
+    """No orphan keeps the folder busy."""
+    port = free_port()
+    with server_process(tmp_path, port) as process:
+        process.stdout.readline()
+        pid = redis_pid(ReplayServerSettings(tmp_path))
+        process.kill()
+        process.wait()
+        until(lambda: not Path(f"/proc/{pid}").exists(), 10)
+
+
+def test_weights_and_versions_survive_restarts(settings: ReplayServerSettings) -> None:
+    """The newest payload comes back whole, publishing it again gives its version, the next one is higher."""
+    payload = np.random.default_rng(0).bytes(3_500_000)
+    with ReplayServer(settings) as bound, ReplayClient(bound.address) as client:
+        assert client.get_weights(0) is None
+        for step in range(5):
+            assert client.publish_weights(payload + bytes([step]), step) == step + 1
+    with ReplayServer(settings) as bound, ReplayClient(bound.address) as client:
+        weights = client.get_weights(4)
+        assert (weights.version, weights.training_step) == (5, 4)
+        assert hashlib.sha256(weights.payload).digest() == hashlib.sha256(payload + bytes([4])).digest()
+        assert client.publish_weights(payload + bytes([4]), 4) == 5
+        assert client.publish_weights(payload + bytes([3]), 3) == 6
+        assert client.get_weights(6) is None
+        with redis_client(settings) as store:
+            kept = sorted(int(key.rsplit(b":", 1)[1]) for key in store.keys("zero:weights:[0-9]*"))
+        assert kept == [4, 5, 6]
+
+
+def test_an_external_redis_is_the_same(settings: ReplayServerSettings, tmp_path: Path) -> None:
+    """A server on the Redis of another one, under its own prefix, keeps its data; the policy of Redis is shown."""
+    with ReplayServer(settings):
+        url = f"unix://{settings.data_dir / 'redis' / 'redis.sock'}"
+        other = ReplayServerSettings(tmp_path / "unused", redis_url=url, redis_prefix="other")
+        for expected in (1, 0):
+            with ReplayServer(other) as bound, ReplayClient(bound.address) as client:
+                client.create_table(table_config())
+                assert client.insert("games", [played(1)]).stored == expected
+                assert client.server_info().appendfsync == "always"
+        with redis_client(settings) as store:
+            store.config_set("appendfsync", "everysec")
+        with ReplayServer(other) as bound, ReplayClient(bound.address) as client:
+            assert client.server_info().appendfsync == "everysec"
+    assert not (tmp_path / "unused").exists()
+
+
+def test_what_cannot_start_says_why_in_one_line(settings: ReplayServerSettings, addresses: BoundAddresses) -> None:
+    """A taken port, a taken metrics port, a taken folder, a Redis that is not there or is no address."""
+    taken = int(addresses.address.rsplit(":", 1)[1])
+    metrics = int(addresses.metrics_address.rsplit(":", 1)[1])
+    with ReplayServer(replace(settings, data_dir=settings.data_dir / "own")):
+        for changed, words in (
+            ({"port": taken}, "port is in use"),
+            ({"metrics_port": metrics}, "metrics port"),
+            ({"data_dir": settings.data_dir / "own"}, "another replay server uses"),
+            ({"redis_url": f"redis://127.0.0.1:{free_port()}"}, "cannot be used"),
+            ({"redis_url": "nonsense"}, "redis://host:port"),
+        ):
+            server = ReplayServer(replace(settings, **changed))
+            with pytest.raises(ReplayServerError, match=words) as caught:
+                server.start()
+            assert "\n" not in str(caught.value)
+
+
+def test_a_folder_with_a_long_name_works(settings: ReplayServerSettings) -> None:
+    """Unix sockets have short names only; the socket moves then, and leaves nothing behind."""
+    deep = settings.data_dir / ("d" * 100) / ("e" * 100)
+    with ReplayServer(replace(settings, data_dir=deep)) as bound, ReplayClient(bound.address) as client:
+        client.create_table(table_config())
+        assert client.insert("games", [played(1)]).stored == 1
+    assert not list(deep.rglob("*.sock"))
+
+
+def test_a_client_rides_over_a_restart_at_the_same_address(settings: ReplayServerSettings) -> None:
+    """Calls that begin while the server is away succeed when it is back; a closed client gives up."""
+    settings = replace(settings, port=free_port())
+    client = ReplayClient(f"127.0.0.1:{settings.port}")
+    with pytest.raises(ReplayTimeout):
+        client.server_info(timeout=0.2)
+    answers: list[bool] = []
+    early = threading.Thread(target=lambda: answers.append(client.create_table(table_config(), timeout=30)))
+    early.start()
+    with ReplayServer(settings):
+        early.join(20)
+        assert answers == [True]
+        client.insert("games", [played(1)])
+    with ReplayServer(settings):
+        assert client.insert("games", [played(1)], timeout=30).duplicates == 1
+    client.close()
+    with pytest.raises(ReplayError) as caught:
+        client.server_info()
+    assert caught.value.reason == "CANCELLED"
