@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from deploy.scrape import Scraper
+from deploy.supervisor import MAX_QUICK_FAILURES
 from tests.integration.processes import SMALL, Command, wait_until
 
 pytestmark = pytest.mark.slow
@@ -136,5 +137,16 @@ def test_a_run_that_cannot_live_ends_with_its_reason(tmp_path: Path) -> None:
         assert re.match(
             r"error: (learner|actor-0|evaluator): the (checkpoint|weights) ", command.output.splitlines()[-1]
         )
+        assert "Traceback" not in command.output
+        nothing_left(command)
+
+
+def test_a_role_that_keeps_failing_ends_the_run(tmp_path: Path) -> None:
+    """A learner that the replay server refuses is tried a few times, then the run ends with the server's reason."""
+    too_large = ["--set=learner.batch_size=10000000", "--set=replay.error_buffer=1e9"]
+    with Command(tmp_path, "train", *SMALL, *too_large, *LONG, "--run-dir=run") as command:
+        assert command.wait(120) == 1
+        assert len(command.pids_of("learner")) == MAX_QUICK_FAILURES
+        assert re.match(r"error: learner failed 5 times in a row: .*\d", command.output.splitlines()[-1])
         assert "Traceback" not in command.output
         nothing_left(command)
