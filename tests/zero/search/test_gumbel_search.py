@@ -280,3 +280,14 @@ def test_arrays_of_any_layout_are_searched_alike() -> None:
         for model in (HashWorld(), Strided())
     ]
     np.testing.assert_array_equal(results[0].visit_counts, results[1].visit_counts)
+
+
+def test_noise_may_outweigh_any_prior() -> None:
+    """Actions whose prior is 0 in float32 can be the only ones visited; their values count all the same."""
+    nodes = {"root": Node(logits=(0.0, -300.0), edges={0: Edge("end", 1.0), 1: Edge("end", 2.0)}), "end": Node()}
+    world = ListedWorld(2, 1.0, nodes)
+    config = SearchConfig(num_simulations=1)
+    result = GumbelSearch(world, config, 64).run(np.zeros((64, 1), np.int64), seeds_of(64), 1e4)
+    assert set(result.actions.tolist()) == {0, 1}
+    assert np.isfinite(result.search_policy).all()
+    np.testing.assert_allclose(result.search_policy.sum(1), 1)

@@ -91,6 +91,7 @@ def test_a_game_is_searched_alone_as_among_others() -> None:
         one = slice(game, game + 1)
         single = alone.run(positions[one], seeds_of(64)[one])
         assert_same(single, SearchResult(*(getattr(result, field.name)[one] for field in dataclasses.fields(result))))
+        np.testing.assert_array_equal(alone.tree.node_visits[0], together.tree.node_visits[game])
 
 
 def test_a_real_game_is_searched_alone_as_among_others() -> None:
