@@ -26,8 +26,11 @@ _RESTART_PAUSE_SECONDS = 1.0
 
 # Run in a fresh interpreter that then becomes redis-server: asks the kernel for SIGTERM when the parent dies, however
 # it dies. Not preexec_fn: Python code between fork and exec may deadlock in a process with threads.
+# Entries are large: glibc, where Redis uses it, must not map each of them afresh (see malloc.py).
 _LAUNCHER = """
 import ctypes, os, signal, sys
+os.environ["MALLOC_MMAP_THRESHOLD_"] = str(32 << 20)
+os.environ["MALLOC_TRIM_THRESHOLD_"] = os.environ["MALLOC_TOP_PAD_"] = str(64 << 20)
 if sys.platform == "linux":
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)
     if os.getppid() != int(sys.argv[1]):

@@ -1,21 +1,25 @@
 """A table rebuilt from its log: rings, selector, known ids, positions."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import redis
 from google.protobuf.message import DecodeError
 
-from replay_server.block import decode_insert
+from replay_server.block import Block, decode_block
 from replay_server.priority_log import load_priorities
 from replay_server.redis_log import Entry, LogError, RedisLog
 from replay_server.table import Stored, Table
 from zero.tables import TableConfig
-from zero.wire.codec import CodecError
+from zero.wire import replay_pb2
+from zero.wire.codec import CodecError, Reason
 
 logger = logging.getLogger(__name__)
+
+_GROUP_BYTES = 256 << 10
+_NO_LIMIT = 1 << 62  # it was checked when it came
 
 
 @dataclass(frozen=True)
@@ -43,32 +47,55 @@ def recover_table(client: redis.Redis, log: RedisLog, config: TableConfig, rng: 
     table: Table | None = None
     last_entry = ""
     evicted: list[Stored] = []
-    for entry in log.read(client, config.name, ""):
+    for group in _groups(log.read(client, config.name, "")):
         if table is None:
-            table = Table(config, rng, entry.position)
-            table.inserted_trajectories = entry.ordinal
-        evicted.extend(_replay(table, entry))
-        last_entry = entry.entry
+            table = Table(config, rng, group[0].position)
+            table.inserted_trajectories = group[0].ordinal
+        evicted.extend(_replay(table, group))
+        last_entry = group[-1].entry
     table = table or Table(config, rng)
     table.recall_evicted(log.read_evicted(client, config.name))
     load_priorities(client, log.priorities_key(config.name), table)
     return Recovered(table, last_entry, evicted)
 
 
-def _replay(table: Table, entry: Entry) -> list[Stored]:
-    name = table.config.name
+def _groups(entries: Iterable[Entry]) -> Iterator[list[Entry]]:
+    """Consecutive entries, to be decoded together: most of the time goes into handling columns, not bytes."""
+    group: list[Entry] = []
+    size = 0
+    for entry in entries:
+        group.append(entry)
+        size += len(entry.message)
+        if size >= _GROUP_BYTES:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
+
+
+def _replay(table: Table, entries: Sequence[Entry]) -> list[Stored]:
     try:
-        block = decode_insert(entry.message, table.config.signature)
+        block = _decode(table.config, entries)
     except (CodecError, DecodeError) as error:
-        raise LogError(f"entry {entry.entry} of the log of table {name!r} is damaged: {error}") from None
-    if [record.digest for record in block.records] != list(entry.digests):
-        raise LogError(f"entry {entry.entry} of the log of table {name!r} is damaged: its content has another digest")
-    if entry.position != table.head:
+        if len(entries) > 1:  # too large together, or one of them is damaged
+            return [stored for entry in entries for stored in _replay(table, [entry])]
+        name, entry = table.config.name, entries[0].entry
+        raise LogError(f"entry {entry} of the log of table {name!r} is damaged: {error}") from None
+    if entries[0].position != table.head:
         logger.warning(
             "table %s: entry %s was at position %d, is now at %d: Redis has lost entries before it",
-            name,
-            entry.entry,
-            entry.position,
+            table.config.name,
+            entries[0].entry,
+            entries[0].position,
             table.head,
         )
-    return table.append(block, entry.entry)
+    return table.append(block, [entry.entry for entry in entries for _ in entry.digests])
+
+
+def _decode(config: TableConfig, entries: Sequence[Entry]) -> Block:
+    requests = [replay_pb2.InsertRequest.FromString(entry.message) for entry in entries]
+    trajectories = [trajectory for request in requests for trajectory in request.trajectories]
+    block = decode_block(trajectories, config.signature, b"", config.capacity, _NO_LIMIT)
+    if [record.digest for record in block.records] != [digest for entry in entries for digest in entry.digests]:
+        raise CodecError(Reason.BAD_DATA, "the content has another digest than when it was written")
+    return block

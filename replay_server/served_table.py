@@ -160,7 +160,7 @@ class ServedTable:
     def apply(self, block: Block, entry: str) -> list[Stored]:
         """Store a block that the rate limiter has let in and, in a durable table, the log holds."""
         size = self.table.num_steps
-        evicted = self.table.append(block, entry)
+        evicted = self.table.append(block, [entry] * len(block.records))
         self._metrics.inserted_steps.inc(block.num_steps)
         self._metrics.inserted_trajectories.inc(len(block.records))
         self._metrics.evicted_steps.inc(size + block.num_steps - self.table.num_steps)

@@ -92,12 +92,12 @@ class Table:
                 self._known[trajectory_id] = digest
                 self._evicted.appendleft(trajectory_id)
 
-    def append(self, block: Block, entry: str = "") -> list[Stored]:
+    def append(self, block: Block, entries: Sequence[str] | None = None) -> list[Stored]:
         """Store trajectories that are new, evicting the oldest ones to make room; returns what was evicted.
 
         Args:
             block: at most capacity steps, ids unknown.
-            entry: the log entry that holds it.
+            entries: the log entry that holds each trajectory; none in a table without a log.
         """
         evicted = self._make_room(block.num_steps)
         self._rings.write(self._head, block.columns)
@@ -108,7 +108,8 @@ class Table:
         self._weights_versions[slots] = np.repeat(
             np.array([record.weights_version for record in block.records], np.uint64), lengths
         )
-        for record, stop in zip(block.records, stops.tolist(), strict=True):
+        entries = entries or [""] * len(block.records)
+        for record, stop, entry in zip(block.records, stops.tolist(), entries, strict=True):
             self._stored.append(Stored(record.trajectory_id, record.digest, stop, entry))
             self._known[record.trajectory_id] = record.digest
         self.selector.insert(self._head, self._head + block.num_steps)
