@@ -67,7 +67,7 @@ def test_a_restart_forgets_nothing(settings: ReplayServerSettings) -> None:
     config = table_config(capacity=40)
     with ReplayServer(settings) as bound, ReplayClient(bound.address) as client:
         client.create_table(config)
-        for start in range(0, 12, 3):
+        for start in range(0, 24, 3):
             client.insert(config.name, [played(number) for number in range(start, start + 3)])
         before = client.server_info().tables[config.name]
         rows = sampled_steps(client, config.name)
@@ -77,10 +77,10 @@ def test_a_restart_forgets_nothing(settings: ReplayServerSettings) -> None:
             after = client.server_info().tables[config.name]
             assert replace(after, sampled_positions=0) == replace(before, sampled_positions=0)
             assert sampled_steps(client, config.name) == rows
-            for start in (0, 6):
+            for start in range(0, 24, 6):
                 result = client.insert(config.name, [played(number) for number in range(start, start + 6)])
                 assert result == InsertResult(stored=0, duplicates=6)
-            for number in (0, 11):
+            for number in (0, 23):
                 with pytest.raises(ReplayError) as caught:
                     client.insert(config.name, [other_content(played(number))])
                 assert caught.value.reason == "CONTENT_CONFLICT"

@@ -82,7 +82,7 @@ def test_windows_lengths_and_keys_are_those_of_a_naive_table(calls, selector: Se
 @given(inserts, st.data())
 def test_probabilities_are_those_of_a_naive_table(calls, data: st.DataObject) -> None:
     """P(i) is priority^exponent over its sum; new steps have the highest priority seen; evicted keys change nothing."""
-    exponent = 0.7
+    exponent = data.draw(st.sampled_from([0.0, 0.7, 1.0]))
     config = table_config(capacity=CAPACITY, selector=Selector.PRIORITIZED, priority_exponent=exponent)
     table = Table(config, np.random.default_rng(0))
     naive = NaiveTable()
