@@ -219,7 +219,14 @@ def _replay_assignment(fleet: RayFleet, folder: RunFolder, options: TrainOptions
     port = options.metrics_port
     if port is None:
         port = DEFAULT_METRICS_PORT if _is_free(DEFAULT_METRICS_PORT) else 0
-    return Assignment(Role.REPLAY_SERVER, folder.path, host=fleet.host, metrics_port=port, redis_url=options.redis_url)
+    return Assignment(
+        Role.REPLAY_SERVER,
+        folder.path,
+        host=fleet.host,
+        metrics_port=port,
+        redis_url=options.redis_url,
+        redis_prefix=f"zero:{folder.path.name}",
+    )
 
 
 def _start_others(

@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 
 from deploy.scrape import Scraper
+from replay_server.embedded_redis import find_redis_server
 from tests.integration.processes import SMALL, Command, wait_until
 
 pytestmark = pytest.mark.slow
@@ -207,3 +209,27 @@ def test_a_run_joins_a_cluster_and_leaves_it_running(tmp_path: Path) -> None:
         finally:
             head.terminate()
             head.wait(30)
+
+
+def test_a_run_keeps_its_data_in_a_given_redis(tmp_path: Path) -> None:
+    """With --redis-url the data go there under the run's own prefix, and that Redis outlives the run."""
+    socket_path = tmp_path / "redis.sock"
+    with (tmp_path / "redis.log").open("wb") as log:
+        options = ["--port", "0", "--unixsocket", str(socket_path), "--save", "", "--appendonly", "yes"]
+        store = subprocess.Popen([find_redis_server(), *options], cwd=tmp_path, stdout=log, stderr=subprocess.STDOUT)
+        try:
+            wait_until(socket_path.exists, "Redis")
+            arguments = [*SMALL, "--minutes=10", "--metrics-port=0", f"--redis-url=unix://{socket_path}"]
+            with Command(tmp_path, "train", *arguments, "--run-dir=my-run") as run:
+                run.wait_for("learning since", 120)
+                run.interrupt()
+                assert run.wait(60) == 0, run.output
+                assert not run.survivors()
+            client = redis.Redis(unix_socket_path=str(socket_path))
+            keys = client.keys()
+            client.close()
+            assert keys
+            assert all(b"zero:my-run" in key for key in keys)
+        finally:
+            store.terminate()
+            store.wait(30)
