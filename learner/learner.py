@@ -103,15 +103,13 @@ class Learner:
         # Half precision rounds the stored policy, so its sum is 1 only to three digits.
         policy /= policy.sum(-1, keepdims=True)
         mask = self._game.search_action_mask(self._game.decode(observations))
-        weights = importance_weights(
-            torch.from_numpy(batch.probabilities), batch.table_size, learner.importance_sampling_exponent
-        )
+        weights = importance_weights(batch.probabilities, batch.table_size, learner.importance_sampling_exponent)
         return TrainingBatch(
             torch.from_numpy(self._game.encode(observations)).to(self._device),
             torch.from_numpy(mask).to(self._device),
             torch.from_numpy(policy).to(self._device),
             torch.from_numpy(target_value).to(self._device),
-            weights.to(self._device),
+            torch.from_numpy(weights).to(self._device),
         )
 
     def train(self, batch: TrainingBatch) -> tuple[Loss, Tensor]:

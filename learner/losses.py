@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from zero.networks.residual import NetworkOutput
@@ -47,10 +49,10 @@ class Loss:
     target_entropy: Tensor
 
 
-def importance_weights(probabilities: Tensor, table_size: int, exponent: float) -> Tensor:
+def importance_weights(probabilities: NDArray[np.float64], table_size: int, exponent: float) -> NDArray[np.float32]:
     """(N P(i)) ^ -exponent, divided by the largest of the batch (Schaul et al. 2016, section 3.4)."""
     weights = (probabilities * table_size) ** -exponent
-    return (weights / weights.max()).float()
+    return (weights / weights.max()).astype(np.float32)
 
 
 def compute_loss(output: NetworkOutput, batch: TrainingBatch, support: ValueSupport, value_weight: float) -> Loss:

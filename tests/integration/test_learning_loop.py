@@ -1,0 +1,206 @@
+"""Actor, learner and evaluator against a real replay server, in one process: the loop closes, stops and resumes."""
+
+import json
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from threading import Event, Timer
+
+import numpy as np
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from actors.actor import ActorSettings, run_actor
+from actors.data_collector import DataCollector
+from actors.evaluator import EvaluatorSettings, run_evaluator
+from actors.weights_client import WeightsClient
+from learner.checkpoint import CheckpointStore
+from learner.data_user import DataUser, DataUserClosedError
+from learner.learner import LearnerSettings, run_learner
+from learner.weights_publisher import WeightsPublisher
+from replay_server.client import ReplayClient, ReplayError
+from replay_server.server import ReplayServer, ReplayServerSettings
+from tests.roles import running, wait_until
+from zero.config import NetworkConfig, parse_config
+from zero.games.registry import make_game
+from zero.networks.residual import make_network
+from zero.networks.weights import weights_to_bytes
+from zero.self_play_table import TABLE_NAME, self_play_table
+from zero.trajectories import PriorityUpdates, Trajectory
+
+CONFIG = parse_config(
+    "",
+    [
+        "game.name=tic_tac_toe",
+        "network.channels=8",
+        "network.blocks=1",
+        "network.support_min=-1.0",
+        "network.support_max=1.0",
+        "network.support_size=21",
+        "network.value_transform=false",
+        "search.num_simulations=8",
+        "self_play.games_per_actor=16",
+        "replay.min_size_to_sample=200",
+        "replay.error_buffer=500.0",
+        "learner.batch_size=32",
+        "learner.td_steps=9",
+        "learner.publish_interval_steps=5",
+        "evaluation.interval_seconds=0.2",
+        "evaluation.num_games=8",
+    ],
+)
+
+
+@pytest.fixture
+def address(tmp_path: Path) -> Iterator[str]:
+    """A replay server of the test's own."""
+    with ReplayServer(ReplayServerSettings(tmp_path / "replay")) as bound:
+        yield bound.address
+
+
+@pytest.fixture
+def client(address: str) -> Iterator[ReplayClient]:
+    """A client of it."""
+    with ReplayClient(address) as client:
+        yield client
+
+
+def newest_step(run_dir: Path) -> int:
+    """The training step of the newest checkpoint."""
+    checkpoint = CheckpointStore(run_dir / "checkpoints").newest(CONFIG)
+    return checkpoint.training_step if checkpoint else 0
+
+
+def test_the_loop_closes_stops_with_a_checkpoint_and_resumes(
+    address: str, client: ReplayClient, tmp_path: Path
+) -> None:
+    """Actors and learner drive each other; a stopped run goes on from its checkpoint and versions never go back."""
+    learner = LearnerSettings(address, tmp_path / "run")
+    with (
+        running(lambda stop: run_learner(CONFIG, learner, stop)),
+        running(lambda stop: run_actor(CONFIG, ActorSettings(address), stop)),
+        running(lambda stop: run_evaluator(CONFIG, EvaluatorSettings(address), stop)),
+    ):
+        wait_until(lambda: client.server_info().weights_version >= 4)
+    first_step, first_version = newest_step(tmp_path / "run"), client.server_info().weights_version
+    assert first_step >= 15
+    with (
+        running(lambda stop: run_learner(CONFIG, learner, stop)),
+        running(lambda stop: run_actor(CONFIG, ActorSettings(address), stop)),
+    ):
+        wait_until(lambda: client.server_info().weights_version >= first_version + 3)
+    assert newest_step(tmp_path / "run") >= first_step + 10
+
+
+def test_samples_per_insert_stay_inside_their_band(address: str, client: ReplayClient, tmp_path: Path) -> None:
+    """Neither side runs away: samples are within the error buffer of what the inserts allow."""
+    with (
+        running(lambda stop: run_learner(CONFIG, LearnerSettings(address, tmp_path / "run"), stop)),
+        running(lambda stop: run_actor(CONFIG, ActorSettings(address), stop)),
+    ):
+        wait_until(lambda: client.server_info().weights_version >= 20)
+        info = client.server_info().tables[TABLE_NAME]
+    replay = CONFIG.replay
+    expected = (info.inserted_steps - replay.min_size_to_sample) * replay.samples_per_insert
+    # The limiter counts from the insert that reached the minimum size, at most one game of a few steps beyond it.
+    assert abs(info.sampled_positions - expected) <= replay.error_buffer + 20 * replay.samples_per_insert
+
+
+def test_every_role_serves_metrics_and_is_listed(tmp_path: Path) -> None:
+    """What the server lists answers with the series of its role, one target a process."""
+    with (
+        ReplayServer(ReplayServerSettings(tmp_path / "replay")) as bound,
+        running(lambda stop: run_learner(CONFIG, LearnerSettings(bound.address, tmp_path / "run"), stop)),
+        running(lambda stop: run_actor(CONFIG, ActorSettings(bound.address, index=3), stop)),
+    ):
+        wait_until(lambda: len(targets(bound.metrics_address)) == 3)
+        found = targets(bound.metrics_address)
+    assert found["learner"] >= {"zero_learner_training_step", "zero_learner_policy_loss"}
+    assert found["actor"] >= {"zero_actor_games", "zero_actor_simulations"}
+    assert found["replay_server"] >= {"zero_replay_inserted_steps"}
+
+
+def targets(metrics_address: str) -> dict[str, set[str]]:
+    """Role to the names of its metrics, by way of service discovery."""
+    listed = json.loads(read(f"http://{metrics_address}/sd"))
+    return {
+        group["labels"]["role"]: {
+            family.name for family in text_string_to_metric_families(read(f"http://{group['targets'][0]}/metrics"))
+        }
+        for group in listed
+    }
+
+
+def read(url: str) -> str:
+    """The body of a page."""
+    with urllib.request.urlopen(url, timeout=10) as answer:
+        return answer.read().decode()
+
+
+def trajectory(number: int, steps: int = 10) -> Trajectory:
+    """A trajectory that fits the table of tic-tac-toe."""
+    game = make_game("tic_tac_toe", {})
+    states = np.repeat(game.initial(np.zeros((1, 0), np.int64)), steps, axis=0)
+    columns = {
+        "observation": game.observation(states),
+        "action": np.zeros(steps, np.uint16),
+        "reward": np.zeros(steps, np.float32),
+        "discount": np.ones(steps, np.float32),
+        "search_policy": np.full((steps, 9), 1 / 9, np.float16),
+        "search_value": np.zeros(steps, np.float32),
+    }
+    return Trajectory(f"t-{number}", "a", 0, number, True, False, columns, {"score": 0.0})
+
+
+def test_data_user_carries_priorities_back(client: ReplayClient) -> None:
+    """A position whose priority is raised far above the others is what is drawn from then on."""
+    config = CONFIG.model_copy(update={"replay": CONFIG.replay.model_copy(update={"samples_per_insert": 0.0})})
+    client.create_table(self_play_table(config, make_game("tic_tac_toe", {})))
+    client.insert(TABLE_NAME, [trajectory(number) for number in range(30)])
+    user = DataUser(client, TABLE_NAME, 64, {"action": 1}, prefetch=2, stop=Event())
+    batch = user.get_data()
+    favourite = batch.keys[0]
+    user.update_priorities(PriorityUpdates(batch.keys, np.zeros(64, np.float32)))
+    user.update_priorities(PriorityUpdates(favourite[None], np.array([1e9], np.float32)))
+    wait_until(lambda: float((user.get_data().keys == favourite).mean()) > 0.9)
+    user.close()
+
+
+def test_data_user_ends_when_the_role_stops(client: ReplayClient) -> None:
+    """A learner that waits for data which never comes can still be stopped."""
+    client.create_table(self_play_table(CONFIG, make_game("tic_tac_toe", {})))
+    stop = Event()
+    user = DataUser(client, TABLE_NAME, 8, {"action": 1}, prefetch=2, stop=stop)
+    Timer(0.1, stop.set).start()
+    with pytest.raises(DataUserClosedError):
+        user.get_data()
+    user.close()
+
+
+def test_data_collector_hands_over_what_the_server_refused(client: ReplayClient) -> None:
+    """A trajectory of another signature is an error of the actor, not lost in silence; good ones are all stored."""
+    client.create_table(self_play_table(CONFIG, make_game("tic_tac_toe", {})))
+    collector = DataCollector(client, TABLE_NAME, max_in_flight=2, stop=Event())
+    for number in range(5):
+        collector.collect(trajectory(number))
+    broken = trajectory(6)
+    columns = {name: column for name, column in broken.columns.items() if name != "reward"}
+    collector.collect(Trajectory("broken", "a", 0, 0, True, False, columns))
+    with pytest.raises(ReplayError, match="WRONG_SIGNATURE"):
+        collector.close()
+    assert client.server_info().tables[TABLE_NAME].inserted_trajectories == 5
+
+
+def test_published_weights_reach_a_waiting_actor(client: ReplayClient) -> None:
+    """What the publisher sends is what the weights client hands over, once."""
+    network = make_network(make_game("tic_tac_toe", {}), NetworkConfig(channels=8), seed=0)
+    publisher, receiver = WeightsPublisher(client), WeightsClient(client)
+    assert publisher.publish(network, training_step=7)
+    newer = receiver.wait_for_newer(Event())
+    publisher.wait()
+    assert newer is not None
+    assert (newer.version, newer.training_step) == (publisher.version, 7) == (receiver.version, 7)
+    assert newer.payload == weights_to_bytes(network)
+    assert receiver.poll() is None
+    publisher.close()
+    receiver.close()
