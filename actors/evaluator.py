@@ -17,7 +17,7 @@ from replay_server.client import ReplayClient, registered_process
 from zero.config import ExperimentConfig
 from zero.games.game import Game
 from zero.games.registry import make_game
-from zero.networks.inference import InferenceNetwork
+from zero.networks.inference import InferenceNetwork, fastest_dtype
 from zero.networks.residual import make_network
 from zero.networks.weights import load_weights
 from zero.search.alphazero_model import AlphaZeroModel
@@ -62,7 +62,8 @@ class Evaluation:
         """
         network = make_network(self._game, self._config.network, self._config.seed)
         load_weights(network, payload)
-        inference = InferenceNetwork(network)
+        dtype = fastest_dtype(network, num_slots(self._num_games), time.perf_counter)
+        inference = InferenceNetwork(network, dtype)
         yield "policy", PolicyPlayer(self._game, inference)
         model = AlphaZeroModel(self._game, inference, self._config.discount)
         yield "search", SearchPlayer(GumbelSearch(model, self._config.search, num_slots(self._num_games)))

@@ -14,6 +14,7 @@ from typing import Self, TypeVar
 import grpc
 from prometheus_client import CollectorRegistry, start_http_server
 
+from replay_server.malloc import tune_malloc
 from zero.tables import TableConfig
 from zero.trajectories import PriorityUpdates, SequenceBatch, Trajectory
 from zero.wire import codec, replay_pb2, replay_pb2_grpc, weights_pb2, weights_pb2_grpc
@@ -143,7 +144,7 @@ class ReplayClient:
     def __init__(
         self, address: str, *, client_name: str = "client", max_message_bytes: int = 64 << 20, compress: bool = False
     ) -> None:
-        """Connects lazily.
+        """Connects lazily, and tunes the process's allocator for large messages (`tune_malloc`).
 
         Args:
             address: host:port.
@@ -151,6 +152,7 @@ class ReplayClient:
             max_message_bytes: the largest message taken.
             compress: send columns as zstd frames, for networks slower than a gigabit.
         """
+        tune_malloc()
         self.address = address
         self._compress = compress
         self._channel = grpc.insecure_channel(address, options=_channel_options(client_name, max_message_bytes))

@@ -24,7 +24,6 @@ import grpc
 import numpy as np
 
 from replay_server.client import ReplayClient
-from replay_server.malloc import tune_malloc
 from replay_server.server import ReplayServerSettings, run_replay_server
 from zero.tables import Durability, Selector, TableConfig
 from zero.trajectories import ColumnSpec, PriorityUpdates, Signature, Trajectory
@@ -223,7 +222,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=2.0)
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
-    tune_malloc()
+
     print(
         f"seed {SEED}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, Python {platform.python_version()}, "
         f"grpcio {grpc.__version__}, numpy {np.__version__}"
