@@ -7,6 +7,8 @@ import secrets
 import shutil
 import socket
 import tempfile
+import threading
+import time
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
@@ -36,6 +38,9 @@ RAY_ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 CONNECT_SECONDS = 5.0
+PARENT_POLL_SECONDS = 1.0
+ORPHAN_GRACE_SECONDS = 10.0
+"""Time to save and stop once there is nobody left to report to."""
 NODE_IP = ""
 """As a host: the address of the machine that Ray chose."""
 
@@ -68,8 +73,10 @@ class RoleHost:
         self._assignment = assignment
         self._config = ExperimentConfig.model_validate(config)
         self._stop = Event()
+        self._ended = Event()
         self._addresses: Future[Addresses] = Future()
         _log_to_file(assignment, log_level)
+        threading.Thread(target=self._end_with_parent, args=(os.getppid(),), name="orphan-watch", daemon=True).start()
 
     def pid(self) -> int:
         """The process id, once the process runs."""
@@ -85,6 +92,16 @@ class RoleHost:
             os.nice(EVALUATOR_NICENESS)
         logger.info("%s starts", self._assignment.name)
         try:
+            return self._run()
+        finally:
+            self._ended.set()
+
+    def stop(self) -> None:
+        """End the role; `run` returns when it has."""
+        self._stop.set()
+
+    def _run(self) -> Outcome:
+        try:
             run_role(self._assignment, self._config, self._stop, self._addresses.set_result)
         except DeployError as error:
             logger.exception("%s failed", self._assignment.name)
@@ -96,9 +113,14 @@ class RoleHost:
         logger.info("%s stopped", self._assignment.name)
         return Outcome()
 
-    def stop(self) -> None:
-        """End the role; `run` returns when it has."""
+    def _end_with_parent(self, parent: int) -> None:
+        """End the role and this process once Ray is gone from this machine: Ray itself does not always see to it."""
+        while os.getppid() == parent:
+            time.sleep(PARENT_POLL_SECONDS)
+        logger.warning("%s ends because Ray has died", self._assignment.name)
         self._stop.set()
+        self._ended.wait(ORPHAN_GRACE_SECONDS)
+        os._exit(1)
 
 
 @dataclass(frozen=True)
