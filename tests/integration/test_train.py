@@ -33,7 +33,7 @@ def nothing_left(command: Command, timeout: float = 10.0, but: tuple[str, ...] =
     """
 
     def left() -> list[str]:
-        return [line for line in command.survivors() if line.split()[0] not in but]
+        return [line for line in command.survivors() if not line.startswith(but)]
 
     try:
         wait_until(lambda: not left(), "the end of every process", timeout)
