@@ -15,7 +15,7 @@ from actors.data_collector import DataCollector
 from actors.metrics import ActorMetrics
 from actors.self_play import MoveReport, SelfPlay
 from actors.weights_client import WeightsClient
-from replay_server.client import ReplayClient, registered_process
+from replay_server.client import ReplayClient, create_table_when_reachable, registered_process
 from zero.config import ExperimentConfig
 from zero.games.game import Game
 from zero.games.registry import make_game
@@ -147,7 +147,8 @@ def run_actor(config: ExperimentConfig, settings: ActorSettings, stop: Event) ->
     logger.info("%s evaluates in %s", actor_id, searches.dtype)
     metrics = ActorMetrics()
     with ReplayClient(settings.replay_address) as client:
-        client.create_table(self_play_table(config, game))
+        if not create_table_when_reachable(client, self_play_table(config, game), stop):
+            return
         with (
             registered_process(
                 client, "actor", actor_id, metrics.registry, settings.metrics_host, settings.metrics_port

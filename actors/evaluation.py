@@ -91,7 +91,7 @@ def evaluate_player(
     num_games: int,
     seed: int,
     max_moves: int,
-    on_game: Callable[[], None] = lambda: None,
+    on_move: Callable[[int], None] = lambda _: None,
 ) -> EvaluationScore:
     """Play games with seeds `seed`, `seed` + 1, ... and summarise the scores.
 
@@ -102,7 +102,8 @@ def evaluate_player(
         num_games: how many.
         seed: of the first game.
         max_moves: a longer game counts with the score it has.
-        on_game: called after every finished game.
+        on_move: called after every move with the number of games that ended with it; what it raises ends the
+            evaluation.
     """
     slots = _Slots(game, num_games, seed)
     while slots.playing.any():
@@ -117,7 +118,8 @@ def evaluate_player(
         slots.move += 1
         playing = slots.playing
         slots.scores[slots.index[playing]] += np.where(own_turn, transition.rewards, -transition.rewards)[playing]
-        for slot in np.flatnonzero(playing & (transition.terminated | (slots.move >= max_moves))):
-            on_game()
+        ended = np.flatnonzero(playing & (transition.terminated | (slots.move >= max_moves)))
+        for slot in ended:
             slots.start_next(int(slot))
+        on_move(len(ended))
     return EvaluationScore.of(slots.scores)

@@ -2,8 +2,8 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from threading import Event
 
@@ -68,8 +68,8 @@ class Evaluation:
         model = AlphaZeroModel(self._game, inference, self._config.discount)
         yield "search", SearchPlayer(GumbelSearch(model, self._config.search, num_slots(self._num_games)))
 
-    def measure(self, player: Player, on_game: Callable[[], None] = lambda: None) -> EvaluationScore:
-        """Play the fixed seeds with a player."""
+    def measure(self, player: Player, on_move: Callable[[int], None]) -> EvaluationScore:
+        """Play the fixed seeds with a player; `on_move` as in evaluate_player."""
         return evaluate_player(
             self._game,
             player,
@@ -77,12 +77,12 @@ class Evaluation:
             self._num_games,
             self._config.evaluation.seed,
             self._config.self_play.max_moves,
-            on_game,
+            on_move,
         )
 
 
 def evaluate_weights(
-    config: ExperimentConfig, payload: bytes, num_games: int, on_game: Callable[[str], None]
+    config: ExperimentConfig, payload: bytes, num_games: int, on_games: Callable[[str, int], None]
 ) -> dict[str, EvaluationScore]:
     """Measure both baselines, the policy alone and the policy under search, each on the same seeds.
 
@@ -90,7 +90,7 @@ def evaluate_weights(
         config: the experiment.
         payload: the weights, as published or saved.
         num_games: seeds per player.
-        on_game: called with the player's name after every finished game.
+        on_games: called after every move with the player's name and the number of games that ended with it.
 
     Raises:
         WeightsMismatchError: the weights are of another network.
@@ -100,7 +100,7 @@ def evaluate_weights(
     scores: dict[str, EvaluationScore] = {}
     for players in (evaluation.baselines(), evaluation.network_players(payload)):
         for name, player in players:
-            scores[name] = evaluation.measure(player, lambda name=name: on_game(name))
+            scores[name] = evaluation.measure(player, lambda ended, name=name: on_games(name, ended))
     return scores
 
 
@@ -120,21 +120,32 @@ def run_evaluator(config: ExperimentConfig, settings: EvaluatorSettings, stop: E
             client, "evaluator", "evaluator", metrics.registry, settings.metrics_host, settings.metrics_port
         ),
         closing(WeightsClient(client)) as weights_client,
+        suppress(_StoppedError),
     ):
-        for name, player in evaluation.baselines():
-            metrics.score.labels(name).set(evaluation.measure(player).mean)
+        _measure_all(evaluation.baselines(), evaluation, metrics, stop)
         while not stop.wait(config.evaluation.interval_seconds):
             weights = weights_client.wait_for_newer(stop)
-            if weights is not None:
-                _evaluate(evaluation, weights.payload, metrics)
-                metrics.weights_version.set(weights.version)
+            if weights is None:
+                return
+            started = time.monotonic()
+            _measure_all(evaluation.network_players(weights.payload), evaluation, metrics, stop)
+            metrics.evaluations.inc()
+            metrics.evaluation_seconds.set(time.monotonic() - started)
+            metrics.weights_version.set(weights.version)
 
 
-def _evaluate(evaluation: Evaluation, payload: bytes, metrics: EvaluatorMetrics) -> None:
-    started = time.monotonic()
-    for name, player in evaluation.network_players(payload):
-        score = evaluation.measure(player)
+class _StoppedError(Exception):
+    """The role ends in the middle of an evaluation."""
+
+
+def _measure_all(
+    players: Iterable[tuple[str, Player]], evaluation: Evaluation, metrics: EvaluatorMetrics, stop: Event
+) -> None:
+    def end_if_stopped(_: int) -> None:
+        if stop.is_set():
+            raise _StoppedError
+
+    for name, player in players:
+        score = evaluation.measure(player, end_if_stopped)
         metrics.score.labels(name).set(score.mean)
         logger.info("%s scores %.2f ± %.2f on %d games", name, score.mean, score.standard_error, score.num_games)
-    metrics.evaluations.inc()
-    metrics.seconds.set(time.monotonic() - started)

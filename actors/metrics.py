@@ -52,4 +52,6 @@ class EvaluatorMetrics:
             "zero_evaluator_weights_version", "Version of the weights measured last.", registry=self.registry
         )
         self.evaluations = Counter("zero_evaluator_evaluations", "Evaluations finished.", registry=self.registry)
-        self.seconds = Gauge("zero_evaluator_seconds", "Duration of the last evaluation.", registry=self.registry)
+        self.evaluation_seconds = Gauge(
+            "zero_evaluator_evaluation_seconds", "Duration of the last evaluation.", registry=self.registry
+        )

@@ -1,15 +1,18 @@
 """Fetches newer weights beside the playing thread and hands them over between moves."""
 
+import logging
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from threading import Event
 
 from replay_server.client import ReplayClient, ReplayTimeout, Weights
 
+logger = logging.getLogger(__name__)
+
 POLL_SECONDS = 0.5
 """How often newer weights are asked for: new weights reach every actor within a second."""
-REQUEST_SECONDS = 10.0
-"""One request for weights may take this long."""
+REQUEST_SECONDS = 5.0
+"""One request for weights may take this long, and so may closing."""
 
 
 class WeightsClient:
@@ -25,6 +28,7 @@ class WeightsClient:
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="weights-client")
         self._pending: Future[Weights | None] | None = None
         self._asked_at = -POLL_SECONDS
+        self._away = False
 
     def poll(self) -> Weights | None:
         """Newer weights if they have arrived, at once; asks for them every POLL_SECONDS.
@@ -56,8 +60,12 @@ class WeightsClient:
     def _take(self, pending: Future[Weights | None]) -> Weights | None:
         try:
             newer = pending.result()
-        except ReplayTimeout:
+        except ReplayTimeout as error:
+            if not self._away:
+                logger.warning("no newer weights from the replay server at %s: %s", self._client.address, error.message)
+            self._away = True
             return None
+        self._away = False
         if newer is not None:
             self.version = newer.version
         return newer

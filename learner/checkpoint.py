@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
 from zero.config import ExperimentConfig
+
+logger = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 1
 MANIFEST = "checkpoint.json"
@@ -77,14 +80,22 @@ class CheckpointStore:
         self._keep = keep
 
     def save(self, checkpoint: Checkpoint, config: ExperimentConfig) -> Path:
-        """Write a checkpoint and prune old ones; returns its folder.
+        """Write a checkpoint and prune old ones; returns its folder. An intact one of the same step is left as it is.
 
         Raises:
             OSError: the disk refused.
         """
         target = self._folder / f"step-{checkpoint.training_step:09d}"
+        if target.exists():
+            try:
+                _read(target)
+            except (OSError, ValueError):
+                shutil.rmtree(target)
+            else:
+                return target
+        for leftover in self._folder.glob(".step-*.tmp"):
+            shutil.rmtree(leftover)
         temporary = self._folder / f".{target.name}.tmp"
-        shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         files = {MODEL_FILE: checkpoint.model, OPTIMIZER_FILE: safetensors.torch.save(checkpoint.optimizer)}
         for name, payload in files.items():
@@ -98,8 +109,6 @@ class CheckpointStore:
         )
         _write_flushed(temporary / MANIFEST, manifest.model_dump_json(indent=1).encode())
         _flush_folder(temporary)
-        if target.exists():
-            shutil.rmtree(target)
         temporary.rename(target)
         _flush_folder(self._folder)
         for old in self.folders()[self._keep :]:
@@ -126,6 +135,8 @@ class CheckpointStore:
             except (OSError, ValueError) as error:
                 problems.append(f"{folder.name}: {error}")
                 continue
+            if problems:
+                logger.warning("going on from %s; passed over: %s", folder.name, "; ".join(problems))
             if config is not None:
                 _refuse_other_config(saved_config, config)
             return checkpoint

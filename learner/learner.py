@@ -18,7 +18,7 @@ from learner.losses import Loss, TrainingBatch, compute_loss, importance_weights
 from learner.metrics import LearnerMetrics
 from learner.targets import td_lambda_targets
 from learner.weights_publisher import WeightsPublisher
-from replay_server.client import ReplayClient, registered_process
+from replay_server.client import ReplayClient, create_table_when_reachable, registered_process
 from zero.config import ExperimentConfig, LearnerConfig
 from zero.games.game import Game
 from zero.games.registry import make_game
@@ -116,7 +116,7 @@ class Learner:
         """Make one optimizer update; returns the loss before it and the gradient's norm before clipping.
 
         Raises:
-            FloatingPointError: the loss is not finite; the weights are as they were.
+            FloatingPointError: the loss or its gradient is not finite; the weights are as they were.
         """
         config = self._config.learner
         for group in self._optimizer.param_groups:
@@ -128,6 +128,8 @@ class Learner:
         self._optimizer.zero_grad(set_to_none=True)
         loss.total.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), config.max_grad_norm)
+        if not torch.isfinite(norm):
+            raise FloatingPointError(f"the gradient of training step {self.training_step} is not finite")
         self._optimizer.step()
         self.training_step += 1
         return loss, norm
@@ -181,17 +183,19 @@ class LearnerLoop:
         publish_interval = self._config.learner.publish_interval_steps
         saved_at = time.monotonic()
         self._publish()
-        while not stop.is_set():
-            try:
+        try:
+            while not stop.is_set():
                 self._step()
-            except DataUserClosedError:
-                break
-            if self._learner.training_step % publish_interval == 0:
-                self._publish()
-            if time.monotonic() - saved_at > self._config.learner.checkpoint_interval_seconds:
-                self._save()
-                saved_at = time.monotonic()
-        self._save()
+                if self._learner.training_step % publish_interval == 0:
+                    self._publish()
+                if time.monotonic() - saved_at > self._config.learner.checkpoint_interval_seconds:
+                    self._save()
+                    saved_at = time.monotonic()
+        except DataUserClosedError:
+            pass
+        finally:
+            # Whatever ended it: the weights are those of a complete step.
+            self._save()
 
     def _step(self) -> None:
         started = time.perf_counter()
@@ -215,15 +219,14 @@ class LearnerLoop:
         metrics.target_value.set(float(training_batch.target_value.mean()))
         metrics.gradient_norm.set(float(norm))
         metrics.learning_rate.set(learning_rate(self._config.learner, self._learner.training_step))
-        metrics.staleness.set(self._publisher.version - float(batch.weights_versions.mean()))
-        metrics.weights_version.set(self._publisher.version)
+        version = self._publisher.version
+        metrics.weights_version.set(version)
+        metrics.staleness.set(max(0.0, version - float(batch.weights_versions.mean())) if version else 0.0)
 
     def _publish(self) -> None:
-        if self._publisher.publish(self._learner.network, self._learner.training_step):
-            self._metrics.weights_version.set(self._publisher.version)
+        self._publisher.publish(self._learner.network, self._learner.training_step)
 
     def _save(self) -> None:
-        self._publisher.wait()
         folder = self._store.save(self._learner.checkpoint(self._publisher.version), self._config)
         self._metrics.checkpoint_timestamp.set_to_current_time()
         logger.info("saved %s", folder)
@@ -250,7 +253,8 @@ def run_learner(config: ExperimentConfig, settings: LearnerSettings, stop: Event
         logger.info("resuming at training step %d", learner.training_step)
     learner_config = config.learner
     with ReplayClient(settings.replay_address) as client:
-        client.create_table(self_play_table(config, game))
+        if not create_table_when_reachable(client, self_play_table(config, game), stop):
+            return
         with (
             registered_process(
                 client, "learner", "learner", metrics.registry, settings.metrics_host, settings.metrics_port

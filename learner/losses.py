@@ -10,6 +10,10 @@ from torch import Tensor
 from zero.networks.residual import NetworkOutput
 from zero.networks.value_support import ValueSupport
 
+PRIORITY_FLOOR = 1e-3
+"""Added to every priority, so that a position whose value is known is still drawn for its policy (Schaul et al. 2016,
+section 3.3)."""
+
 
 @dataclass(frozen=True)
 class TrainingBatch:
@@ -38,7 +42,7 @@ class Loss:
         total: scalar, to minimise.
         policy: scalar, mean KL divergence from target to prediction; its minimum is 0.
         value: scalar, mean cross-entropy.
-        priorities: float32 [B], absolute value error in transformed scale.
+        priorities: float32 [B], absolute value error in transformed scale, plus PRIORITY_FLOOR.
         target_entropy: scalar, mean entropy of the target policy, in nats.
     """
 
@@ -71,5 +75,5 @@ def compute_loss(output: NetworkOutput, batch: TrainingBatch, support: ValueSupp
     total = ((policy + value_weight * value) * batch.importance_weights).mean()
     with torch.no_grad():
         expected = (value_logits.softmax(-1) * support.atoms).sum(-1)
-        priorities = (expected - support.transform(batch.target_value)).abs()
+        priorities = (expected - support.transform(batch.target_value)).abs() + PRIORITY_FLOOR
     return Loss(total, policy.mean().detach(), value.mean().detach(), priorities, target_entropy.mean())

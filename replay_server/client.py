@@ -1,6 +1,7 @@
 """The one client of the replay server: trajectories in, sequences out, weights both ways, processes registered."""
 
 import hashlib
+import logging
 import os
 import random
 import threading
@@ -20,9 +21,12 @@ from zero.trajectories import PriorityUpdates, SequenceBatch, Trajectory
 from zero.wire import codec, replay_pb2, replay_pb2_grpc, weights_pb2, weights_pb2_grpc
 from zero.wire.codec import REASON_METADATA_KEY, Reason
 
+logger = logging.getLogger(__name__)
+
 _CHUNK_BYTES = 1 << 20
 _ATTEMPT_SECONDS = 20.0
 """One attempt of a call lasts at most this long, so that a server that hangs is tried again."""
+_FIRST_CONTACT_SECONDS = 2.0
 _MIN_BACKOFF_SECONDS = 0.05
 _MAX_BACKOFF_SECONDS = 2.0
 _RETRIED_CODES = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
@@ -296,9 +300,9 @@ class ProcessRegistration:
             except ReplayTimeout:
                 interval = 1.0
             except ReplayError as error:
-                if error.reason == "CANCELLED":
-                    return
-                raise
+                if error.reason != "CANCELLED":
+                    logger.exception("this process will not be found at /sd")
+                return
             if self._stop.wait(interval):
                 return
 
@@ -306,6 +310,28 @@ class ProcessRegistration:
         """Stop registering and join the thread; the server drops the process after its time to live."""
         self._stop.set()
         self._thread.join()
+
+
+def create_table_when_reachable(client: ReplayClient, config: TableConfig, stop: threading.Event) -> bool:
+    """Create a table as soon as the server answers, however long that takes; says in the log that it waits.
+
+    Returns:
+        Whether the table is there; False if `stop` was set first.
+
+    Raises:
+        ReplayError: the server refused.
+    """
+    said = False
+    while not stop.is_set():
+        try:
+            client.create_table(config, timeout=_FIRST_CONTACT_SECONDS)
+        except ReplayTimeout as error:
+            if not said:
+                logger.warning("waiting for the replay server at %s: %s", client.address, error.message)
+            said = True
+        else:
+            return True
+    return False
 
 
 @contextmanager

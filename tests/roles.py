@@ -1,4 +1,4 @@
-"""Helpers of the role tests: runs a role in a thread and hands its failure over."""
+"""Runs a role in a thread for a test, and hands its failure over."""
 
 import time
 from collections.abc import Callable, Iterator

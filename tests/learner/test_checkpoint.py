@@ -76,6 +76,17 @@ def test_a_loss_that_is_not_finite_leaves_the_weights_alone() -> None:
     assert weights_to_bytes(learner.network) == before
 
 
+def test_a_gradient_that_is_not_finite_leaves_the_weights_alone() -> None:
+    """A finite loss with an infinite gradient is an error, not an update."""
+    learner = make_learner()
+    before = weights_to_bytes(learner.network)
+    parameter = next(learner.network.parameters())
+    parameter.register_hook(lambda gradient: gradient * float("inf"))
+    with pytest.raises(FloatingPointError, match="gradient"):
+        learner.train(training_batch(0))
+    assert weights_to_bytes(learner.network) == before
+
+
 def saved_store(folder: Path, steps: int = 2) -> CheckpointStore:
     """A store with checkpoints at steps 1, 2, ..."""
     store = CheckpointStore(folder)
@@ -108,6 +119,25 @@ def test_a_half_written_checkpoint_does_not_count(tmp_path: Path) -> None:
     loaded = store.newest(CONFIG)
     assert loaded is not None
     assert loaded.training_step == 1
+    learner = make_learner()
+    learner.restore(loaded)
+    learner.train(training_batch(1))
+    store.save(learner.checkpoint(0), CONFIG)
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["step-000000001", "step-000000002"]
+
+
+def test_a_step_saved_again_is_left_alone_unless_it_is_damaged(tmp_path: Path) -> None:
+    """There is no moment at which the only checkpoint of a run is gone; a broken one is mended."""
+    store = saved_store(tmp_path, steps=1)
+    (folder,) = store.folders()
+    before = folder.stat().st_ino
+    learner = make_learner()
+    learner.train(training_batch(0))
+    assert store.save(learner.checkpoint(0), CONFIG) == folder
+    assert folder.stat().st_ino == before
+    (folder / MODEL_FILE).write_bytes(b"broken")
+    store.save(learner.checkpoint(0), CONFIG)
+    assert store.newest(CONFIG) is not None
 
 
 def test_only_damaged_checkpoints_are_an_error(tmp_path: Path) -> None:

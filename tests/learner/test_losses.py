@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from learner.losses import TrainingBatch, compute_loss, importance_weights
+from learner.losses import PRIORITY_FLOOR, TrainingBatch, compute_loss, importance_weights
 from zero.config import NetworkConfig
 from zero.networks.residual import NetworkOutput
 from zero.networks.value_support import ValueSupport
@@ -41,12 +41,12 @@ def test_illegal_logits_get_no_gradient() -> None:
 
 
 def test_value_loss_and_priorities() -> None:
-    """Uniform logits cost log 3 against any target; the priority is the distance from their mean, 0."""
+    """Uniform logits cost log 3 against any target; the priority is the distance from their mean, 0, and never 0."""
     mask = torch.ones(2, 2, dtype=torch.bool)
-    batch = batch_of(torch.full((2, 2), 0.5), mask, torch.tensor([1.0, -0.5]))
+    batch = batch_of(torch.full((2, 2), 0.5), mask, torch.tensor([1.0, 0.0]))
     loss = compute_loss(NetworkOutput(torch.zeros(2, 2), torch.zeros(2, 3)), batch, SUPPORT, 1.0)
     assert loss.value.item() == pytest.approx(np.log(3))
-    assert loss.priorities.tolist() == pytest.approx([1.0, 0.5])
+    assert loss.priorities.tolist() == pytest.approx([1.0 + PRIORITY_FLOOR, PRIORITY_FLOOR])
 
 
 def test_importance_weights_scale_each_row() -> None:
