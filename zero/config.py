@@ -7,7 +7,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from zero.tables import Selector
 
-PositiveInt = Annotated[int, Field(ge=1)]
+PositiveInt = Annotated[int, Field(ge=1, strict=True)]
+Count = Annotated[int, Field(ge=0, strict=True)]
+Seed = Annotated[int, Field(ge=0, lt=2**62, strict=True)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
@@ -23,21 +25,36 @@ class Section(BaseModel):
 
 
 class GameConfig(Section):
-    """Which game, and its own options, checked by the game itself."""
+    """Which game, and its own options, checked by the game itself.
+
+    Attributes:
+        name: a built-in game, or one that a package plugs in.
+        options: what the game lets one choose.
+    """
 
     name: str = "triangle"
     options: dict[str, Any] = Field(default_factory=dict[str, Any])
 
 
 class NetworkConfig(Section):
-    """The residual network."""
+    """The residual network.
+
+    Attributes:
+        channels: of every convolution.
+        blocks: residual blocks.
+        value_hidden: units before the value logits.
+        support_min: least value of the categorical value, after the transform.
+        support_max: largest value, after the transform; 20 stands for a return of 433.
+        support_size: atoms between them.
+        value_transform: squash returns by h(x) = sign(x) (sqrt(|x| + 1) - 1) + 0.001 x.
+    """
 
     channels: PositiveInt = 32
     blocks: PositiveInt = 2
     value_hidden: PositiveInt = 64
     support_min: float = Field(default=0.0, allow_inf_nan=False)
     support_max: float = Field(default=20.0, allow_inf_nan=False)
-    support_size: int = Field(default=41, ge=2)
+    support_size: int = Field(default=41, ge=2, strict=True)
     value_transform: bool = True
 
     @model_validator(mode="after")
@@ -48,7 +65,15 @@ class NetworkConfig(Section):
 
 
 class SearchConfig(Section):
-    """Gumbel search (Danihelka et al. 2022)."""
+    """Gumbel search (Danihelka et al. 2022).
+
+    Attributes:
+        num_simulations: per move.
+        max_num_considered_actions: root actions that Sequential Halving begins with.
+        c_visit: weighs values more the more the root was visited.
+        c_scale: weighs values against logits.
+        min_value_range: least range of values that is stretched to [0, 1]; below it, differences count as noise.
+    """
 
     num_simulations: PositiveInt = 32
     max_num_considered_actions: PositiveInt = 16
@@ -58,16 +83,33 @@ class SearchConfig(Section):
 
 
 class SelfPlayConfig(Section):
-    """How actors play."""
+    """How actors play.
+
+    Attributes:
+        games_per_actor: games in lock step, and so the batch of the network.
+        gumbel_scale: of the noise at the root; 1 explores as derived, 0 not at all.
+        sampled_moves: first moves of a game that are drawn from the search policy instead of played best.
+        max_moves: a longer game is truncated.
+    """
 
     games_per_actor: PositiveInt = 64
     gumbel_scale: float = Field(default=1.0, ge=0, allow_inf_nan=False)
-    sampled_moves: int = Field(default=0, ge=0)
+    sampled_moves: Count = 0
     max_moves: PositiveInt = 2000
 
 
 class ReplayConfig(Section):
-    """The table that the run plays into and learns from; sizes in steps."""
+    """The table that the run plays into and learns from; sizes in steps.
+
+    Attributes:
+        capacity: the oldest games make room.
+        min_size_to_sample: learning begins here.
+        samples_per_insert: how often a step is drawn on average; 0 lets both sides run free.
+        error_buffer: how many draws either side may be ahead of that.
+        selector: how positions are drawn.
+        priority_exponent: 0 draws uniformly, 1 in proportion to the value error.
+        durability: "redis" survives a killed server, "memory" does not.
+    """
 
     capacity: PositiveInt = 100_000
     min_size_to_sample: PositiveInt = 2_000
@@ -79,13 +121,31 @@ class ReplayConfig(Section):
 
 
 class LearnerConfig(Section):
-    """How the network is trained."""
+    """How the network is trained.
+
+    Attributes:
+        batch_size: positions per training step.
+        td_steps: moves after which a value target bootstraps at the latest.
+        td_lambda: 0 bootstraps after one move, 1 after td_steps.
+        learning_rate: peak of AdamW.
+        warmup_steps: training steps on the way to the peak.
+        schedule: what follows the warm-up.
+        schedule_steps: length of the cosine.
+        final_learning_rate_fraction: of the peak, where the cosine ends and stays.
+        weight_decay: of AdamW.
+        max_grad_norm: larger gradients are scaled down to it.
+        value_loss_weight: against a policy loss of weight 1.
+        importance_sampling_exponent: how much of the bias of prioritized draws is undone.
+        publish_interval_steps: training steps between publications of the weights.
+        checkpoint_interval_seconds: between checkpoints.
+        prefetch_batches: drawn ahead.
+    """
 
     batch_size: PositiveInt = 256
     td_steps: PositiveInt = 32
     td_lambda: Fraction = 0.9
     learning_rate: PositiveFloat = 2e-3
-    warmup_steps: int = Field(default=20, ge=0)
+    warmup_steps: Count = 20
     schedule: Literal["constant", "cosine"] = "cosine"
     schedule_steps: PositiveInt = 4_000
     final_learning_rate_fraction: Fraction = 0.1
@@ -99,18 +159,30 @@ class LearnerConfig(Section):
 
 
 class EvaluationConfig(Section):
-    """How the evaluator measures: fixed seeds, no noise."""
+    """How the evaluator measures: fixed seeds, no noise.
+
+    Attributes:
+        interval_seconds: between evaluations.
+        num_games: per player.
+        seed: of the first game; the others follow.
+    """
 
     interval_seconds: PositiveFloat = 60.0
     num_games: PositiveInt = 32
-    seed: int = Field(default=1_000_000, ge=0)
+    seed: Seed = 1_000_000
 
 
 class ExperimentConfig(Section):
-    """All of an experiment; every number once."""
+    """All of an experiment; every number once.
+
+    Attributes:
+        name: of the experiment.
+        seed: of the first weights and, with what each actor adds, of the games.
+        discount: of search and targets alike, per move.
+    """
 
     name: str = Field("triangle", pattern=r"^[a-z0-9._-]{1,64}$")
-    seed: int = Field(default=0, ge=0)
+    seed: Seed = 0
     discount: float = Field(default=0.99, gt=0, le=1)
     game: GameConfig = GameConfig()
     network: NetworkConfig = NetworkConfig()
@@ -119,6 +191,22 @@ class ExperimentConfig(Section):
     replay: ReplayConfig = ReplayConfig()
     learner: LearnerConfig = LearnerConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+
+    @model_validator(mode="after")
+    def _calls_fit_the_table(self) -> "ExperimentConfig":
+        replay, max_moves, batch_size = self.replay, self.self_play.max_moves, self.learner.batch_size
+        if max_moves > replay.capacity:
+            raise ValueError(f"self_play.max_moves {max_moves} exceeds replay.capacity {replay.capacity}")
+        if replay.samples_per_insert == 0:
+            return self
+        # A call larger than the buffer could never pass the rate limiter.
+        needed = max(batch_size, max_moves * replay.samples_per_insert)
+        if needed > replay.error_buffer:
+            raise ValueError(
+                f"replay.error_buffer {replay.error_buffer:g} must be at least {needed:g}: the larger of "
+                f"learner.batch_size and self_play.max_moves x replay.samples_per_insert"
+            )
+        return self
 
 
 def parse_config(text: str, overrides: list[str]) -> ExperimentConfig:
@@ -167,9 +255,11 @@ def _one_line(error: ValidationError) -> str:
     if problem["type"] == "extra_forbidden":
         return f"{field}: no such setting; {_allowed_names(problem['loc'])}"
     given = problem["input"]
-    shown = "" if isinstance(given, dict) else f", got {given!r}"
+    shown = "" if isinstance(given, dict | Section) else f", got {given!r}"
+    if problem["type"] in ("model_type", "model_attributes_type"):
+        return f"{field}: is a section, got {problem['input']!r}"
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    return f"{field}: {problem['msg']}{shown}{more}"
+    return f"{field}: {problem['msg'].removeprefix('Value error, ')}{shown}{more}"
 
 
 def _allowed_names(location: tuple[int | str, ...]) -> str:

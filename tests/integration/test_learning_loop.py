@@ -40,6 +40,7 @@ CONFIG = parse_config(
         "network.value_transform=false",
         "search.num_simulations=8",
         "self_play.games_per_actor=16",
+        "self_play.max_moves=9",
         "replay.min_size_to_sample=200",
         "replay.error_buffer=500.0",
         "learner.batch_size=32",

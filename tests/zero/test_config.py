@@ -1,0 +1,65 @@
+"""A wrong config is refused in one line that names the field, what was given and what is allowed."""
+
+import pytest
+from pydantic import ValidationError
+
+from zero.config import ConfigError, ExperimentConfig, parse_config
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("search.foo=1", "search.foo: no such setting; allowed: num_simulations"),
+        ("nope=1", "nope: no such setting; allowed: name, seed"),
+        ("search.num_simulations=0", "search.num_simulations: Input should be greater than or equal to 1, got 0"),
+        ("search.num_simulations=2.5", "search.num_simulations: Input should be a valid integer"),
+        ("seed=true", "seed: Input should be a valid integer, got True"),
+        ("evaluation.seed=18446744073709551615", "evaluation.seed: Input should be less than"),
+        ("learner.learning_rate=fast", "learner.learning_rate: Input should be a valid number"),
+        ("learner.learning_rate=nan", "learner.learning_rate: Input should be"),
+        ("replay.samples_per_insert=inf", "replay.samples_per_insert: Input should be a finite number"),
+        ("replay.selector=best", "replay.selector: Input should be 'uniform' or 'prioritized', got 'best'"),
+        ("search=3", "search: is a section, got 3"),
+        ("network.support_min=30", "network: support_min 30.0 must be below support_max 20.0"),
+        ("learner.batch_size=30000", "replay.error_buffer 20000 must be at least 30000"),
+        ("replay.samples_per_insert=16", "replay.error_buffer 20000 must be at least 32000"),
+        ("replay.capacity=1000", "self_play.max_moves 2000 exceeds replay.capacity 1000"),
+        ("search.num_simulations", "write it as section.key=value"),
+        ("name.first=x", "name"),
+    ],
+)
+def test_a_wrong_value_is_refused_in_one_line(override: str, said: str) -> None:
+    """The text names field, value and what is allowed, and is one line."""
+    with pytest.raises(ConfigError) as refusal:
+        parse_config('name = "x"', [override])
+    assert said in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def test_text_that_is_no_toml_is_refused() -> None:
+    """The line says where."""
+    with pytest.raises(ConfigError, match=r"no TOML.*line 1"):
+        parse_config("learner = = 3", [])
+
+
+def test_overrides_win_and_the_last_of_them_most() -> None:
+    """File, then overrides in order; strings need no quotes."""
+    config = parse_config("seed = 1\n[search]\nc_scale = 0.2", ["seed=2", "seed=3", "replay.selector=uniform"])
+    assert (config.seed, config.search.c_scale, config.replay.selector.value) == (3, 0.2, "uniform")
+
+
+def test_uncoupled_tables_need_no_buffer() -> None:
+    """Without samples per insert nothing limits the size of a call."""
+    assert parse_config("", ["replay.samples_per_insert=0", "replay.error_buffer=1"]).replay.error_buffer == 1
+
+
+def test_a_config_cannot_be_changed() -> None:
+    """What was checked stays as it was checked."""
+    with pytest.raises(ValidationError):
+        ExperimentConfig().seed = 3  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_json_round_trip() -> None:
+    """A config survives the way to another process."""
+    config = parse_config("", ["search.num_simulations=7"])
+    assert ExperimentConfig.model_validate(config.model_dump(mode="json")) == config
