@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from pydantic import ValidationError
 from rich.console import Console
 
 # What brings torch, Ray or numba is imported by the commands that need it: `zero --help` must not wait for them.
@@ -302,9 +303,24 @@ def _refuse_with_resume(options: dict[str, object]) -> None:
 def main() -> None:
     """Run the command line; a user's mistake ends it with one line and no traceback."""
     try:
-        app()
+        # Not standalone: typer would show what is wrong with an option as a box of several lines.
+        exit_code = app(standalone_mode=False)
+    except typer.TyperException as error:
+        text = _usage_error(error)
+        exit_code = error.exit_code
     except DeployError as error:
-        typer.echo(f"error: {error}", err=True)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        sys.exit(130)
+        text = str(error)
+        exit_code = error.exit_code
+    else:
+        text = ""
+    if text:
+        typer.echo(f"error: {text}", err=True)
+    sys.exit(exit_code)
+
+
+def _usage_error(error: typer.TyperException) -> str:
+    """What the option parser has to say, in one line; empty where it has shown the help instead."""
+    text = " ".join(error.format_message().split())
+    if isinstance(error.__cause__, ValidationError):
+        text += f", got {error.__cause__.errors()[0]['input']!r}"
+    return text
