@@ -2,6 +2,8 @@
 
 import datetime
 import logging
+import shlex
+import shutil
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -155,6 +157,7 @@ def train(  # noqa: PLR0913, PLR0917 - one parameter per option, as typer wants 
         live=console.is_terminal if live is None else live,
         evaluator=evaluator,
         log_level=log_level,
+        program=program_as_typed(sys.argv[0]),
     )
     train_run(config, folder, options, console)
 
@@ -278,6 +281,13 @@ def show_config(experiment: Experiment = "triangle", overrides: Overrides = None
     config = load_experiment(experiment, overrides or [])
     check_experiment(config)
     typer.echo(config_to_toml(config), nl=False)
+
+
+def program_as_typed(argv0: str) -> str:
+    """What to type in this terminal for this program, which may not be on its PATH."""
+    if Path(argv0).name != "zero" or shutil.which("zero") == argv0:
+        return "zero"
+    return shlex.quote(argv0)
 
 
 def _be(assignment: Assignment, config: ExperimentConfig, log_level: str) -> None:

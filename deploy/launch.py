@@ -41,6 +41,7 @@ class TrainOptions:
         live: draw a panel instead of writing lines.
         evaluator: whether a role measures the agent meanwhile.
         log_level: of the log files.
+        program: how `zero` was called, for the commands that are suggested in the end.
     """
 
     minutes: float = 10.0
@@ -51,6 +52,7 @@ class TrainOptions:
     live: bool = True
     evaluator: bool = True
     log_level: str = "info"
+    program: str = "zero"
 
 
 def train(config: ExperimentConfig, folder: RunFolder, options: TrainOptions, console: Console) -> None:
@@ -87,7 +89,7 @@ def train(config: ExperimentConfig, folder: RunFolder, options: TrainOptions, co
                 run.train_and_stop()
         finally:
             fleet.close()
-        for line in closing_lines(folder, following.run_figures, following.figures):
+        for line in closing_lines(folder, following.run_figures, following.figures, options.program):
             view.event(line)
 
 
@@ -252,7 +254,7 @@ def _is_free(port: int) -> bool:
     return True
 
 
-def closing_lines(folder: RunFolder, run_figures: RunFigures, figures: Figures | None) -> list[str]:
+def closing_lines(folder: RunFolder, run_figures: RunFigures, figures: Figures | None, program: str) -> list[str]:
     """What came of a run, where it is, and what to do next."""
     lines = ["==> Done"]
     first, now = run_figures.scores.first(), run_figures.scores.now()
@@ -269,8 +271,8 @@ def closing_lines(folder: RunFolder, run_figures: RunFigures, figures: Figures |
         f"    metrics           {folder.metrics_file}",
         f"    checkpoint        {checkpoints[-1] if checkpoints else 'none yet'}",
         "==> Next",
-        f"    zero evaluate --run {folder.path}    measures it on fixed seeds",
-        f"    zero train --resume {folder.path}    goes on from here",
+        f"    {program} evaluate --run {folder.path}    measures it on fixed seeds",
+        f"    {program} train --resume {folder.path}    goes on from here",
     ]
     return lines
 

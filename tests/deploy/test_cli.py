@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from deploy.cli import app, main
+from deploy.cli import app, main, program_as_typed
 from deploy.experiment_files import load_experiment
+from deploy.figures import RunFigures
+from deploy.launch import closing_lines
 from deploy.roles import DEFAULT_METRICS_PORT
-from deploy.run_folder import create_run_folder
+from deploy.run_folder import RunFolder, create_run_folder
 from zero.config import parse_config
 
 PROMETHEUS_CONFIG = Path(__file__).parents[2] / "deploy/prometheus/prometheus.yml"
@@ -152,6 +154,21 @@ def test_evaluate_needs_a_run_with_a_checkpoint(run: Run, tmp_path: Path) -> Non
     code, _, err = run("evaluate", "--run", "run")
     assert code == 2
     assert "no checkpoint yet" in err
+
+
+def test_what_is_suggested_can_be_typed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Suggested commands call the program as it was called, by its short name where the PATH finds it."""
+    program = tmp_path / "zero"
+    program.touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert program_as_typed(str(program)) == "zero"
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert program_as_typed(str(program)) == str(program)
+    assert program_as_typed(".venv/bin/zero") == ".venv/bin/zero"
+    assert program_as_typed("/a folder/zero") == "'/a folder/zero'"
+    assert program_as_typed("/usr/lib/python3/pytest/__main__.py") == "zero"
+    lines = closing_lines(RunFolder(tmp_path), RunFigures(), None, ".venv/bin/zero")
+    assert [line.split(" --")[0].strip() for line in lines[-2:]] == [".venv/bin/zero evaluate", ".venv/bin/zero train"]
 
 
 def test_the_command_line_waits_for_no_large_library() -> None:
