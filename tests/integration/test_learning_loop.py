@@ -1,8 +1,10 @@
 """Actor, learner and evaluator against a real replay server, in one process: the loop closes, stops and resumes."""
 
 import json
+import socket
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from threading import Event, Timer
 
@@ -75,7 +77,7 @@ def newest_step(run_dir: Path) -> int:
 def test_the_loop_closes_stops_with_a_checkpoint_and_resumes(
     address: str, client: ReplayClient, tmp_path: Path
 ) -> None:
-    """Actors and learner drive each other; a stopped run goes on from its checkpoint and versions never go back."""
+    """Actors and learner drive each other; a stopped run goes on from its checkpoint, its versions too."""
     learner = LearnerSettings(address, tmp_path / "run")
     with (
         running(lambda stop: run_learner(CONFIG, learner, stop)),
@@ -205,3 +207,40 @@ def test_published_weights_reach_a_waiting_actor(client: ReplayClient) -> None:
     assert receiver.poll() is None
     publisher.close()
     receiver.close()
+
+
+@pytest.mark.slow
+def test_an_outage_costs_neither_the_learner_nor_its_checkpoint(tmp_path: Path) -> None:
+    """The server goes away in mid-training: a learner stopped then still saves, and goes on when the server is back."""
+    settings = ReplayServerSettings(tmp_path / "replay")
+    server = ReplayServer(settings)
+    address = server.start().address
+    learner = LearnerSettings(address, tmp_path / "run")
+    with running(lambda stop: run_learner(CONFIG, learner, stop)):
+        with running(lambda stop: run_actor(CONFIG, ActorSettings(address), stop)), ReplayClient(address) as client:
+            wait_until(lambda: client.server_info().weights_version >= 4)
+        server.stop()
+    saved = newest_step(tmp_path / "run")
+    assert saved >= 3 * CONFIG.learner.publish_interval_steps
+    with (
+        ReplayServer(replace(settings, port=int(address.rpartition(":")[2]))),
+        running(lambda stop: run_learner(CONFIG, learner, stop)),
+        running(lambda stop: run_actor(CONFIG, ActorSettings(address), stop)),
+        ReplayClient(address) as client,
+    ):
+        before = client.server_info().weights_version
+        assert before >= 4
+        wait_until(lambda: client.server_info().weights_version >= before + 2)
+    assert newest_step(tmp_path / "run") > saved
+
+
+def test_a_role_that_waits_for_its_server_can_be_stopped(tmp_path: Path) -> None:
+    """Nobody answers at the address: learner and actor wait, and end when they are told to."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        with (
+            running(lambda stop: run_learner(CONFIG, LearnerSettings(address, tmp_path / "run"), stop)),
+            running(lambda stop: run_actor(CONFIG, ActorSettings(address), stop)),
+        ):
+            pass

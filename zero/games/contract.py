@@ -109,6 +109,10 @@ def _check_observations(game: Game, states: States, legal: NDArray[np.bool_]) ->
         "an observation changes when decoded and observed again",
     )
     _require(np.array_equal(game.legal_action_mask(decoded), legal), "decode changes the legal actions")
+    _require(
+        np.array_equal(game.search_action_mask(decoded), game.search_action_mask(states)),
+        "decode changes the search_action_mask",
+    )
     _require(np.array_equal(game.terminated(decoded), game.terminated(states)), "decode changes what is over")
     _require(np.array_equal(game.to_play(decoded), game.to_play(states)), "decode changes the player to move")
     encoded = _call("encode", game.encode, observations)
@@ -127,7 +131,12 @@ def _check_step(game: Game, rng: np.random.Generator, states: States, legal: NDA
     _check_pending(game, applied)
     resolved = _call("resolve", game.resolve, applied.states, outcomes)
     _check_transition("resolve", game, resolved, size)
-    settled = ~applied.chance_pending
+    pending = applied.chance_pending
+    _require(
+        np.array_equal(game.to_play(applied.states)[pending], game.to_play(resolved.states)[pending]),
+        "the turn must pass with the action, not with chance",
+    )
+    settled = ~pending
     _require(
         np.array_equal(resolved.states[settled], applied.states[settled]) and not resolved.rewards[settled].any(),
         "resolve touches positions where no chance is pending",

@@ -81,7 +81,7 @@ class Game(ABC):
 
     @abstractmethod
     def apply(self, states: States, actions: NDArray[np.int64]) -> Transition:
-        """Play actions [B] without resolving chance."""
+        """Play actions [B] without resolving chance. The turn passes here: an afterstate names the next player."""
 
     @abstractmethod
     def resolve(self, states: States, outcomes: NDArray[np.int64]) -> Transition:

@@ -56,6 +56,17 @@ def pay_late(resolve, states, outcomes):
     return Transition(result.states, result.rewards + np.float32(1), result.terminated, result.chance_pending)
 
 
+def pass_the_turn_with_chance(_, states):
+    game = Triangle()
+    return (~game.legal_action_mask(states).any(axis=1) & ~game.terminated(states)).astype(np.int8)
+
+
+def keep_first_after_odd_moves(search_action_mask, states):
+    mask = search_action_mask(states)
+    odd = Triangle().num_moves(states) % 2 == 1
+    return np.where(odd[:, None], mask & (mask.cumsum(axis=1) == 1), mask)
+
+
 BROKEN = (
     (TicTacToe, "to_play", lambda f, s: f(s).astype(np.int64), "to_play must be int8, not int64"),
     (TicTacToe, "to_play", lambda f, s: 0 * f(s), "players must move in turns"),
@@ -78,6 +89,8 @@ BROKEN = (
     (Triangle, "apply", change_input, "apply changes its input"),
     (Triangle, "resolve", deal_itself, "differs when called again"),
     (Triangle, "encode", lambda f, o: f(o) - f(o).max(axis=0, initial=0), "encode of a row depends on the other rows"),
+    (Triangle, "to_play", pass_the_turn_with_chance, "the turn must pass with the action"),
+    (Triangle, "search_action_mask", keep_first_after_odd_moves, "decode changes the search_action_mask"),
     (Triangle, "stats", lambda f, s: {"pieces": f(s)["pieces_placed"][:1]}, "must have shape"),
     (Triangle, "initial", lambda f, o: f(np.sort(o, axis=0)), "initial of a row depends"),
 )
