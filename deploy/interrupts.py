@@ -1,6 +1,8 @@
 """Turns SIGINT and SIGTERM into a count that a loop looks at."""
 
+import os
 import signal
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from threading import Event
@@ -8,6 +10,8 @@ from types import FrameType, TracebackType
 from typing import Any, Self
 
 POLL_SECONDS = 0.1
+INTERRUPTED = 130
+"""Exit code of a command that a signal has ended, as shells give it for SIGINT."""
 
 
 class Interrupts:
@@ -47,7 +51,11 @@ class Interrupts:
 
 
 def run_until_interrupted(call: Callable[[Event], None]) -> None:
-    """Run `call(stop)` in a thread and set `stop` on the first signal; a second one raises KeyboardInterrupt."""
+    """Run `call(stop)` in a thread and set `stop` on the first signal.
+
+    A second signal ends the process at once with exit code INTERRUPTED, whatever the thread is doing: what is not
+    saved by then is lost, and what others were told is not.
+    """
     stop = Event()
     with Interrupts() as interrupts, ThreadPoolExecutor(1, thread_name_prefix="role") as executor:
         future = executor.submit(call, stop)
@@ -63,4 +71,7 @@ def _act_on(interrupts: Interrupts, stop: Event) -> None:
     if interrupts.count > 0:
         stop.set()
     if interrupts.count > 1:
-        raise KeyboardInterrupt
+        sys.stdout.flush()
+        sys.stderr.flush()
+        # Not by an exception: leaving the executor, and then the interpreter, waits for the thread.
+        os._exit(INTERRUPTED)
