@@ -1,11 +1,13 @@
 # Every target sets up what it needs: a virtual environment in .venv with the pinned versions of constraints.txt.
+SHELL := /bin/bash
+.SHELLFLAGS := -o pipefail -c
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ZERO_FLAGS ?=
 
-.PHONY: help train test check protos format stubs install clean
+.PHONY: help train test check protos format stubs install venv-package clean
 
 help: ## Show what can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | column -t -s "$$(printf '\t')"
@@ -39,13 +41,17 @@ stubs: install ## Regenerate zero/wire from proto/
 install: $(STAMP) ## Create .venv with the pinned packages
 
 $(STAMP): pyproject.toml constraints.txt
-	@echo "==> Setting up $(VENV) (once, or when the requirements change; a minute or two)"
+	@echo "==> Setting up $(VENV): downloads PyTorch and Ray, once or when the requirements change; minutes, by your network"
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) not found: install Python 3.11 or newer, or name one with PYTHON=..."; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is older than 3.11: name a newer one with PYTHON=..."; exit 1; }
-	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { echo "python3-venv is missing: apt-get install python3-venv"; exit 1; }
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || $(MAKE) --no-print-directory venv-package
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	@$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]' | sed -u '/^Requirement already/d; s/^/    /'
 	@touch $@
+
+venv-package: # Debian keeps what `python3 -m venv` needs in a package of its own
+	@command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ] || { echo "$(PYTHON) cannot make virtual environments: sudo apt-get install python3-venv"; exit 1; }
+	apt-get update -qq && apt-get install -y -qq python3-venv
 
 clean: ## Remove the virtual environment and caches (runs/ stays)
 	rm -rf $(VENV) .pytest_cache .ruff_cache *.egg-info

@@ -577,7 +577,7 @@ class GetServerInfoResponse(_message.Message):
     weights_version: _builtins.int
     """The version of the newest weights; 0 before any."""
     appendfsync: _builtins.str
-    """The effective Redis `appendfsync` policy ("always", "everysec", "no"), or "none" without Redis."""
+    """The effective Redis `appendfsync` policy ("always", "everysec", "no"), or "unknown" where Redis does not tell."""
     @_builtins.property
     def tables(self) -> _containers.RepeatedCompositeFieldContainer[Global___TableInfo]:
         """All tables, by name."""
