@@ -29,6 +29,7 @@ from deploy.run_folder import RunFolder, create_run_folder, open_or_create_run_f
 from zero.config import ExperimentConfig
 
 MANUAL_RUN = Path("runs/manual")
+MAX_MINUTES = 1e6
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 app = typer.Typer(
@@ -39,6 +40,12 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     help="Distributed self-play with a durable replay server. `zero train` does it all on this machine.",
 )
+
+
+def _minutes(value: float) -> float:
+    if not 0 < value <= MAX_MINUTES:  # nor is NaN
+        raise typer.BadParameter(f"must be above 0 and at most {MAX_MINUTES:.0f}, got {value:g}")
+    return value
 
 
 def _log_level(value: str) -> str:
@@ -95,9 +102,10 @@ DEFAULT_ADDRESS = f"127.0.0.1:{DEFAULT_REPLAY_PORT}"
 
 @app.command()
 def train(  # noqa: PLR0913, PLR0917 - one parameter per option, as typer wants it
+    context: typer.Context,
     experiment: Experiment = "triangle",
     overrides: Overrides = None,
-    minutes: Annotated[float, typer.Option("--minutes", "-m", min=0.01, help="How long to train.")] = 10.0,
+    minutes: Annotated[float, typer.Option("--minutes", "-m", callback=_minutes, help="How long to train.")] = 10.0,
     actors: Annotated[
         int | None, typer.Option(min=1, help="How many actors play; by default one per core, less one for the learner.")
     ] = None,
@@ -136,7 +144,10 @@ def train(  # noqa: PLR0913, PLR0917 - one parameter per option, as typer wants 
     Example: `zero train --minutes 5 --set search.num_simulations=64`
     """
     if resume is not None:
-        _refuse_with_resume({"--set": overrides, "--run-dir": run_dir})
+        _refuse_beside(
+            "--resume: a run goes on with the config it has",
+            {"--experiment": _is_given(context, "experiment"), "--set": overrides, "--run-dir": run_dir},
+        )
         folder = RunFolder(resume.absolute())
         config = folder.config()
         check_experiment(config)
@@ -244,7 +255,8 @@ def actor(
 
 
 @app.command()
-def evaluate(
+def evaluate(  # noqa: PLR0913, PLR0917 - one parameter per option, as typer wants it
+    context: typer.Context,
     run: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Measure the newest checkpoint of this run once, and end.")
     ] = None,
@@ -258,12 +270,17 @@ def evaluate(
 ) -> None:
     """Measure a run on fixed seeds, once; or without --run be the evaluator, which measures new weights at intervals.
 
+    With --run, --set changes the config that the run has, for example how deep the search goes.
+
     Examples: `zero evaluate --run runs/manual --games 256` and `zero evaluate --replay-address 127.0.0.1:8470`
     """
     if run is not None:
         from deploy.evaluate import evaluate_run  # noqa: PLC0415 - imports torch
 
-        evaluate_run(run, games, Console())
+        _refuse_beside(
+            "--run: a run is measured by the config it has", {"--experiment": _is_given(context, "experiment")}
+        )
+        evaluate_run(run, overrides or [], games, Console())
         return
     config = load_experiment(experiment, overrides or [])
     assignment = Assignment(
@@ -304,10 +321,16 @@ def _new_run_dir(name: str) -> Path:
     return Path("runs") / f"{name}-{datetime.datetime.now().astimezone():%Y%m%d-%H%M%S}"
 
 
-def _refuse_with_resume(options: dict[str, object]) -> None:
-    for option, value in options.items():
+def _is_given(context: typer.Context, parameter: str) -> bool:
+    """Whether an option stands on the command line or in the environment."""
+    source = context.get_parameter_source(parameter)
+    return source is not None and source.name != "DEFAULT"
+
+
+def _refuse_beside(option: str, others: dict[str, object]) -> None:
+    for other, value in others.items():
         if value:
-            raise DeployError(f"{option} does not go with --resume: a run goes on with the config it has", BAD_INPUT)
+            raise DeployError(f"{other} does not go with {option}", BAD_INPUT)
 
 
 def main() -> None:

@@ -1,5 +1,6 @@
 """Measures a run once, from its newest checkpoint, and prints a table."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -22,8 +23,16 @@ DESCRIPTIONS = {
 }
 
 
-def evaluate_run(run_dir: Path, num_games: int, console: Console) -> dict[str, EvaluationScore]:
+def evaluate_run(
+    run_dir: Path, overrides: Sequence[str], num_games: int, console: Console
+) -> dict[str, EvaluationScore]:
     """Play `num_games` fixed seeds with every player; prints progress and a table.
+
+    Args:
+        run_dir: the run's folder.
+        overrides: `section.key=value`, of the run's config.
+        num_games: seeds per player.
+        console: where to print.
 
     Returns:
         The scores, by player.
@@ -32,7 +41,7 @@ def evaluate_run(run_dir: Path, num_games: int, console: Console) -> dict[str, E
         DeployError: no run, no checkpoint, or one that does not fit.
     """
     folder = RunFolder(run_dir.absolute())
-    config = folder.config()
+    config = folder.config(overrides)
     check_experiment(config)
     try:
         checkpoint = CheckpointStore(folder.checkpoints).newest(config)
@@ -48,7 +57,9 @@ def evaluate_run(run_dir: Path, num_games: int, console: Console) -> dict[str, E
     columns = (TextColumn("{task.description:>8}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         tasks = {player: progress.add_task(player, total=num_games) for player in PLAYERS}
-        scores = evaluate_weights(config, checkpoint.model, num_games, lambda player: progress.advance(tasks[player]))
+        scores = evaluate_weights(
+            config, checkpoint.model, num_games, lambda player, ended: progress.advance(tasks[player], ended)
+        )
     console.print(_table(scores))
     return scores
 

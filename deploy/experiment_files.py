@@ -27,20 +27,27 @@ def load_experiment(name_or_path: str, overrides: Sequence[str]) -> ExperimentCo
         DeployError: no such experiment, or a key or value that is not allowed.
     """
     path = BUILT_IN_FOLDER / f"{name_or_path}.toml" if name_or_path in built_in_names() else Path(name_or_path)
-    return read_config(path, overrides, f"name one of {', '.join(built_in_names())}, or the path of a TOML file")
+    remedy = f"name one of {', '.join(built_in_names())}, or the path of a TOML file"
+    return read_config(path, overrides, f"experiment {str(path)!r}", remedy)
 
 
-def read_config(path: Path, overrides: Sequence[str], remedy: str) -> ExperimentConfig:
+def read_config(path: Path, overrides: Sequence[str], what: str, remedy: str) -> ExperimentConfig:
     """Read a config file.
 
+    Args:
+        path: the file.
+        overrides: `section.key=value`, later ones win.
+        what: the file to the user, where it cannot be read.
+        remedy: what the user can do then.
+
     Raises:
-        DeployError: it cannot be read, which the remedy may help, or holds what is not allowed.
+        DeployError: it cannot be read, or holds what is not allowed.
     """
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "is not UTF-8 text"
-        raise DeployError(f"experiment {str(path)!r}: {reason}; {remedy}", BAD_INPUT) from None
+        raise DeployError(f"{what}: {reason}; {remedy}", BAD_INPUT) from None
     try:
         return parse_config(text, list(overrides))
     except ConfigError as error:

@@ -1,7 +1,7 @@
 """The folder of a run: what lies where, and that one command at a time uses it."""
 
 import fcntl
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,13 +46,22 @@ class RunFolder:
         """Figures of the run over time, one JSON object per line."""
         return self.path / "metrics.jsonl"
 
-    def config(self) -> ExperimentConfig:
+    def config(self, overrides: Sequence[str] = ()) -> ExperimentConfig:
         """The config that the run started with.
 
+        Args:
+            overrides: `section.key=value`, later ones win.
+
         Raises:
-            DeployError: the folder holds no run.
+            DeployError: the folder holds no run, its config is damaged, or an override is not allowed.
         """
-        return read_config(self.config_file, [], "name the folder of a run, as `zero train` printed it")
+        remedy = "name the folder of a run, as `zero train` printed it"
+        config = read_config(self.config_file, [], f"run folder {str(self.path)!r}", remedy)
+        # It was written complete: what is missing was lost, and its default need not be what the run has.
+        missing = ExperimentConfig.model_fields.keys() - config.model_fields_set
+        if missing:
+            raise DeployError(f"{self.config_file} is damaged: it lacks {', '.join(sorted(missing))}", BAD_INPUT)
+        return read_config(self.config_file, overrides, f"run folder {str(self.path)!r}", remedy)
 
 
 def create_run_folder(path: Path, config: ExperimentConfig) -> RunFolder:
@@ -105,6 +114,8 @@ def locked(folder: RunFolder) -> Generator[None]:
 def _write_config(folder: RunFolder, config: ExperimentConfig) -> None:
     try:
         folder.logs.mkdir(parents=True, exist_ok=True)
-        folder.config_file.write_text(config_to_toml(config), encoding="utf-8")
+        temporary = folder.config_file.with_suffix(".tmp")
+        temporary.write_text(config_to_toml(config), encoding="utf-8")
+        temporary.replace(folder.config_file)
     except OSError as error:
         raise DeployError(f"run folder {folder.path}: {error.strerror}", BAD_INPUT) from None

@@ -15,7 +15,11 @@ from deploy.figures import RunFigures
 from deploy.launch import closing_lines
 from deploy.roles import DEFAULT_METRICS_PORT
 from deploy.run_folder import RunFolder, create_run_folder
+from learner.checkpoint import Checkpoint, CheckpointStore
 from zero.config import parse_config
+from zero.games.registry import make_game
+from zero.networks.residual import make_network
+from zero.networks.weights import weights_to_bytes
 
 PROMETHEUS_CONFIG = Path(__file__).parents[2] / "deploy/prometheus/prometheus.yml"
 
@@ -77,7 +81,6 @@ def test_bad_input_ends_with_one_line_that_names_it(
         (["train", "fly"], "argument", "fly"),
         (["train", "--minutes"], "--minutes", "requires an argument"),
         (["train", "--minutes", "soon"], "--minutes", "'soon'"),
-        (["train", "--minutes", "0"], "--minutes", "0"),
         (["train", "--actors", "0"], "--actors", "'0'"),
         (["train", "--metrics-port", "70000"], "--metrics-port", "'70000'"),
         (["train", "--log-level", "loud"], "--log-level", "'loud'"),
@@ -129,15 +132,48 @@ def test_config_prints_what_runs(run: Run) -> None:
     assert parse_config(out, []) == load_experiment("tic_tac_toe", ["seed=5"])
 
 
-def test_resume_keeps_the_config_of_the_run(run: Run, tmp_path: Path) -> None:
-    """--resume refuses what is no run, and any change of the config."""
-    code, _, err = run("train", "--resume", "nowhere")
-    assert code == 2
-    assert "nowhere" in err
+@pytest.mark.parametrize("option", [["--set", "seed=1"], ["--experiment", "triangle"], ["--run-dir", "other"]])
+def test_resume_keeps_the_config_of_the_run(run: Run, tmp_path: Path, option: list[str]) -> None:
+    """--resume refuses in one line what would be another config or another run."""
     create_run_folder(tmp_path / "run", load_experiment("triangle", []))
-    code, _, err = run("train", "--resume", "run", "--set", "seed=1")
+    code, _, err = run("train", "--resume", "run", *option)
     assert code == 2
-    assert "--set does not go with --resume" in err
+    assert err == f"error: {option[0]} does not go with --resume: a run goes on with the config it has\n"
+
+
+def test_an_experiment_of_the_environment_is_not_ignored_beside_a_run(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ZERO_EXPERIMENT counts as given."""
+    monkeypatch.setenv("ZERO_EXPERIMENT", "tic_tac_toe")
+    create_run_folder(tmp_path / "run", load_experiment("triangle", []))
+    for command in (["train", "--resume", "run"], ["evaluate", "--run", "run"]):
+        code, _, err = run(*command)
+        assert code == 2
+        assert err.startswith("error: --experiment does not go with --r")
+
+
+@pytest.mark.parametrize("command", [["train", "--resume"], ["evaluate", "--run"]])
+def test_a_folder_that_holds_no_intact_run_is_named(run: Run, tmp_path: Path, command: list[str]) -> None:
+    """Neither a folder without a run nor an emptied config is taken for a run of the default config."""
+    code, _, err = run(*command, "nowhere")
+    assert code == 2
+    assert re.match(r"error: run folder '\S+/nowhere': No such file or directory; name the folder of a run.*\n$", err)
+    folder = create_run_folder(tmp_path / "run", load_experiment("triangle", []))
+    text = folder.config_file.read_text()
+    for damaged, lacks in (("", "discount"), (text[: text.index("[replay]")], "replay")):
+        folder.config_file.write_text(damaged)
+        code, _, err = run(*command, "run")
+        assert code == 2
+        assert re.match(rf"error: \S+config.toml is damaged: it lacks .*{lacks}.*\n$", err)
+
+
+@pytest.mark.parametrize("minutes", ["inf", "nan", "1e7", "-1", "0"])
+def test_no_run_lasts_for_ever(run: Run, minutes: str) -> None:
+    """Minutes are finite, positive, and not absurd."""
+    code, _, err = run("train", f"--minutes={minutes}")
+    assert code == 2
+    assert re.match(r"error: .*--minutes.*must be above 0 and at most 1000000, got \S+\n$", err)
 
 
 def test_a_run_is_not_overwritten(run: Run, tmp_path: Path) -> None:
@@ -154,6 +190,26 @@ def test_evaluate_needs_a_run_with_a_checkpoint(run: Run, tmp_path: Path) -> Non
     code, _, err = run("evaluate", "--run", "run")
     assert code == 2
     assert "no checkpoint yet" in err
+
+
+def test_evaluate_measures_a_run_with_the_overrides_given(run: Run, tmp_path: Path) -> None:
+    """--set changes the run's own config; what the checkpoint does not fit, the game or the network, is refused."""
+    small = ["network.channels=4", "network.blocks=1", "self_play.max_moves=4", "search.max_num_considered_actions=2"]
+    config = load_experiment("tic_tac_toe", small)
+    folder = create_run_folder(tmp_path / "run", config)
+    game = make_game(config.game.name, config.game.options)
+    weights = weights_to_bytes(make_network(game, config.network, 0))
+    CheckpointStore(folder.checkpoints).save(Checkpoint(7, 1, weights, {}), config)
+    evaluate = ["evaluate", "--run", "run", "--games", "2", "--set"]
+    code, out, _ = run(*evaluate, "search.num_simulations=3")
+    assert code == 0
+    assert "training step 7 on 2 fixed seeds, 3 simulations" in " ".join(out.split())
+    code, _, err = run(*evaluate, "network.channels=8")
+    assert code == 2
+    assert "the checkpoint was trained with network" in err
+    code, _, err = run(*evaluate, "search.simulations=3")
+    assert code == 2
+    assert "search.simulations: no such setting" in err
 
 
 def test_what_is_suggested_can_be_typed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
