@@ -29,6 +29,8 @@ from deploy.run_folder import RunFolder, create_run_folder, open_or_create_run_f
 from zero.config import ExperimentConfig
 
 MANUAL_RUN = Path("runs/manual")
+DEFAULT_ADDRESS = f"127.0.0.1:{DEFAULT_REPLAY_PORT}"
+WILDCARD_HOSTS = ("", "0", "0.0.0.0", "::", "::0", "*")  # noqa: S104 - refused, not bound
 MAX_MINUTES = 1e6
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
@@ -52,6 +54,21 @@ def _log_level(value: str) -> str:
     if value.lower() not in LOG_LEVELS:
         raise typer.BadParameter(f"{value!r} is none of {', '.join(LOG_LEVELS)}")
     return value.lower()
+
+
+def _host_and_port(value: str) -> str:
+    host, _, port = value.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+        raise typer.BadParameter(f"write it as host:port, for example {DEFAULT_ADDRESS}, got {value!r}")
+    return value
+
+
+def _host_for_others(value: str) -> str:
+    if value.strip("[]") in WILDCARD_HOSTS:
+        raise typer.BadParameter(
+            f"others are told to reach this process there: give an address of its own, got {value!r}"
+        )
+    return value
 
 
 Experiment = Annotated[
@@ -80,9 +97,18 @@ LogLevel = Annotated[
     ),
 ]
 ReplayAddress = Annotated[
-    str, typer.Option(envvar="ZERO_REPLAY_ADDRESS", metavar="HOST:PORT", help="Where the replay server answers.")
+    str,
+    typer.Option(
+        envvar="ZERO_REPLAY_ADDRESS",
+        callback=_host_and_port,
+        metavar="HOST:PORT",
+        help="Where the replay server answers.",
+    ),
 ]
-Host = Annotated[str, typer.Option(envvar="ZERO_HOST", help="Interface to serve on; others must reach it.")]
+Host = Annotated[
+    str,
+    typer.Option(envvar="ZERO_HOST", callback=_host_for_others, help="Interface to serve on; others must reach it."),
+]
 MetricsPort = Annotated[
     int,
     typer.Option(envvar="ZERO_METRICS_PORT", min=0, max=65535, help="Where /metrics is served; 0 takes a free one."),
@@ -97,7 +123,6 @@ RedisUrl = Annotated[
     ),
 ]
 RunDir = Annotated[Path, typer.Option(envvar="ZERO_RUN_DIR", metavar="DIR", help="The run's folder.")]
-DEFAULT_ADDRESS = f"127.0.0.1:{DEFAULT_REPLAY_PORT}"
 
 
 @app.command()
@@ -182,7 +207,7 @@ def replay_server(
     redis_prefix: Annotated[
         str, typer.Option(envvar="ZERO_REDIS_PREFIX", help="Of all keys, so that several servers can share a Redis.")
     ] = "zero",
-    host: Host = "127.0.0.1",
+    host: Annotated[str, typer.Option(envvar="ZERO_HOST", help="Interface to serve on.")] = "127.0.0.1",
     port: Annotated[
         int, typer.Option(envvar="ZERO_PORT", min=0, max=65535, help="Where gRPC is served; 0 takes a free one.")
     ] = DEFAULT_REPLAY_PORT,
@@ -237,7 +262,9 @@ def learner(
 def actor(
     experiment: Experiment = "triangle",
     overrides: Overrides = None,
-    index: Annotated[int, typer.Option(min=0, help="Which of the run's actors; each needs another number.")] = 0,
+    index: Annotated[
+        int, typer.Option(min=0, help="Which of the run's actors. Every actor of a run needs its own number.")
+    ] = 0,
     replay_address: ReplayAddress = DEFAULT_ADDRESS,
     host: Host = "127.0.0.1",
     metrics_port: MetricsPort = 0,

@@ -85,6 +85,16 @@ def test_bad_input_ends_with_one_line_that_names_it(
         (["train", "--metrics-port", "70000"], "--metrics-port", "'70000'"),
         (["train", "--log-level", "loud"], "--log-level", "'loud'"),
         (["actor", "--index", "-1"], "--index", "'-1'"),
+        *(
+            ([role, "--replay-address", address], "--replay-address", repr(address))
+            for role in ("learner", "actor", "evaluate")
+            for address in ("localhost", "8470", ":8470", "host:", "host:http", "host:0", "host:65536", "")
+        ),
+        *(
+            ([role, "--host", host], "--host", repr(host))
+            for role in ("learner", "actor", "evaluate")
+            for host in ("0.0.0.0", "::", "[::]", "0", "")
+        ),
     ],
 )
 def test_a_bad_option_ends_with_one_line_that_names_it(run: Run, arguments: list[str], option: str, given: str) -> None:
