@@ -179,7 +179,7 @@ def train(  # noqa: PLR0913, PLR0917 - one parameter per option, as typer wants 
     else:
         config = load_experiment(experiment, overrides or [])
         check_experiment(config)
-        folder = create_run_folder(run_dir or _new_run_dir(config.name), config)
+        folder = create_run_folder(run_dir or _new_run_dir(config.name))
     from deploy.launch import TrainOptions  # noqa: PLC0415 - imports Ray
     from deploy.launch import train as train_run  # noqa: PLC0415
 

@@ -79,6 +79,8 @@ def train(config: ExperimentConfig, folder: RunFolder, options: TrainOptions, co
             if addresses is None:
                 supervisor.stop(lambda: True)
                 return
+            # Not before something can be stored: a start that fails leaves the folder for the next one.
+            folder.begin(config)
             footer[0] = (
                 f"metrics http://{addresses.metrics}/metrics  processes http://{addresses.metrics}/sd\n{footer[0]}"
             )
@@ -227,7 +229,7 @@ def _replay_assignment(fleet: RayFleet, folder: RunFolder, options: TrainOptions
         host=fleet.host,
         metrics_port=port,
         redis_url=options.redis_url,
-        redis_prefix=f"zero:{folder.path.name}",
+        redis_prefix=f"zero:{folder.run_id()}",
     )
 
 

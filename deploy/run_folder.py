@@ -1,6 +1,7 @@
 """The folder of a run: what lies where, and that one command at a time uses it."""
 
 import fcntl
+import secrets
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from zero.config import ExperimentConfig
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A run on disk.
+    """A run on disk; a folder holds one as soon as there is its config.
 
     Attributes:
         path: the folder, absolute.
@@ -25,6 +26,11 @@ class RunFolder:
     def config_file(self) -> Path:
         """The effective config, complete."""
         return self.path / "config.toml"
+
+    @property
+    def run_id_file(self) -> Path:
+        """What tells this run from all others."""
+        return self.path / "run_id"
 
     @property
     def checkpoints(self) -> Path:
@@ -46,6 +52,25 @@ class RunFolder:
         """Figures of the run over time, one JSON object per line."""
         return self.path / "metrics.jsonl"
 
+    def run_id(self) -> str:
+        """16 hex digits that no other run has, whatever the folders are called; drawn when first asked for.
+
+        Raises:
+            DeployError: the folder cannot be written.
+        """
+        if not self.run_id_file.exists():
+            self._write(self.run_id_file, secrets.token_hex(8))
+        return self.run_id_file.read_text(encoding="ascii")
+
+    def begin(self, config: ExperimentConfig) -> None:
+        """Let the folder hold a run of this config from now on, unless it holds one.
+
+        Raises:
+            DeployError: the folder cannot be written.
+        """
+        if not self.config_file.exists():
+            self._write(self.config_file, config_to_toml(config))
+
     def config(self, overrides: Sequence[str] = ()) -> ExperimentConfig:
         """The config that the run started with.
 
@@ -63,9 +88,28 @@ class RunFolder:
             raise DeployError(f"{self.config_file} is damaged: it lacks {', '.join(sorted(missing))}", BAD_INPUT)
         return read_config(self.config_file, overrides, f"run folder {str(self.path)!r}", remedy)
 
+    def make(self) -> None:
+        """Make the folder, without a run in it.
 
-def create_run_folder(path: Path, config: ExperimentConfig) -> RunFolder:
-    """Make the folder of a new run.
+        Raises:
+            DeployError: it cannot be made.
+        """
+        try:
+            self.logs.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DeployError(f"run folder {self.path}: {error.strerror}", BAD_INPUT) from None
+
+    def _write(self, path: Path, text: str) -> None:
+        temporary = path.with_name(f".{path.name}.tmp")
+        try:
+            temporary.write_text(text, encoding="utf-8")
+            temporary.replace(path)
+        except OSError as error:
+            raise DeployError(f"run folder {self.path}: {error.strerror}", BAD_INPUT) from None
+
+
+def create_run_folder(path: Path) -> RunFolder:
+    """Make the folder of a new run, which `RunFolder.begin` puts there; until then another one can have it.
 
     Raises:
         DeployError: there is a run already, or the folder cannot be made.
@@ -75,20 +119,23 @@ def create_run_folder(path: Path, config: ExperimentConfig) -> RunFolder:
         raise DeployError(
             f"{path} holds a run already: go on with it by --resume {path}, or name another folder", BAD_INPUT
         )
-    _write_config(folder, config)
+    folder.make()
     return folder
 
 
 def open_or_create_run_folder(path: Path, config: ExperimentConfig) -> RunFolder:
-    """The folder of a run that may exist, if it is of the same experiment.
+    """The folder of a run that may exist, if it is of the same experiment or has nothing to lose.
 
     Raises:
         DeployError: the run there has another config, or the folder cannot be made.
     """
     folder = RunFolder(path.absolute())
-    if not folder.config_file.exists():
-        _write_config(folder, config)
-    elif folder.config() != config:
+    folder.make()
+    # A learner started by hand draws no run id: without a checkpoint it has left nothing here but its config.
+    if not folder.run_id_file.exists() and not any(folder.checkpoints.glob("step-*")):
+        folder.config_file.unlink(missing_ok=True)
+    folder.begin(config)
+    if folder.config() != config:
         raise DeployError(
             f"{path} holds a run of another config: give --experiment {folder.config_file}, or name another folder",
             BAD_INPUT,
@@ -109,13 +156,3 @@ def locked(folder: RunFolder) -> Generator[None]:
         except BlockingIOError:
             raise DeployError(f"{folder.path} is in use by another `zero train`; stop that one first") from None
         yield
-
-
-def _write_config(folder: RunFolder, config: ExperimentConfig) -> None:
-    try:
-        folder.logs.mkdir(parents=True, exist_ok=True)
-        temporary = folder.config_file.with_suffix(".tmp")
-        temporary.write_text(config_to_toml(config), encoding="utf-8")
-        temporary.replace(folder.config_file)
-    except OSError as error:
-        raise DeployError(f"run folder {folder.path}: {error.strerror}", BAD_INPUT) from None

@@ -14,7 +14,7 @@ from deploy.experiment_files import load_experiment
 from deploy.figures import RunFigures
 from deploy.launch import closing_lines
 from deploy.roles import DEFAULT_METRICS_PORT
-from deploy.run_folder import RunFolder, create_run_folder
+from deploy.run_folder import RunFolder, open_or_create_run_folder
 from learner.checkpoint import Checkpoint, CheckpointStore
 from zero.config import parse_config
 from zero.games.registry import make_game
@@ -145,7 +145,7 @@ def test_config_prints_what_runs(run: Run) -> None:
 @pytest.mark.parametrize("option", [["--set", "seed=1"], ["--experiment", "triangle"], ["--run-dir", "other"]])
 def test_resume_keeps_the_config_of_the_run(run: Run, tmp_path: Path, option: list[str]) -> None:
     """--resume refuses in one line what would be another config or another run."""
-    create_run_folder(tmp_path / "run", load_experiment("triangle", []))
+    open_or_create_run_folder(tmp_path / "run", load_experiment("triangle", []))
     code, _, err = run("train", "--resume", "run", *option)
     assert code == 2
     assert err == f"error: {option[0]} does not go with --resume: a run goes on with the config it has\n"
@@ -156,7 +156,7 @@ def test_an_experiment_of_the_environment_is_not_ignored_beside_a_run(
 ) -> None:
     """ZERO_EXPERIMENT counts as given."""
     monkeypatch.setenv("ZERO_EXPERIMENT", "tic_tac_toe")
-    create_run_folder(tmp_path / "run", load_experiment("triangle", []))
+    open_or_create_run_folder(tmp_path / "run", load_experiment("triangle", []))
     for command in (["train", "--resume", "run"], ["evaluate", "--run", "run"]):
         code, _, err = run(*command)
         assert code == 2
@@ -169,7 +169,7 @@ def test_a_folder_that_holds_no_intact_run_is_named(run: Run, tmp_path: Path, co
     code, _, err = run(*command, "nowhere")
     assert code == 2
     assert re.match(r"error: run folder '\S+/nowhere': No such file or directory; name the folder of a run.*\n$", err)
-    folder = create_run_folder(tmp_path / "run", load_experiment("triangle", []))
+    folder = open_or_create_run_folder(tmp_path / "run", load_experiment("triangle", []))
     text = folder.config_file.read_text()
     for damaged, lacks in (("", "discount"), (text[: text.index("[replay]")], "replay")):
         folder.config_file.write_text(damaged)
@@ -188,7 +188,7 @@ def test_no_run_lasts_for_ever(run: Run, minutes: str) -> None:
 
 def test_a_run_is_not_overwritten(run: Run, tmp_path: Path) -> None:
     """--run-dir of an existing run says how to go on with it."""
-    create_run_folder(tmp_path / "run", load_experiment("triangle", []))
+    open_or_create_run_folder(tmp_path / "run", load_experiment("triangle", []))
     code, _, err = run("train", "--run-dir", "run")
     assert code == 2
     assert "--resume run" in err
@@ -196,7 +196,7 @@ def test_a_run_is_not_overwritten(run: Run, tmp_path: Path) -> None:
 
 def test_evaluate_needs_a_run_with_a_checkpoint(run: Run, tmp_path: Path) -> None:
     """Measuring what was never trained is one line."""
-    create_run_folder(tmp_path / "run", load_experiment("triangle", []))
+    open_or_create_run_folder(tmp_path / "run", load_experiment("triangle", []))
     code, _, err = run("evaluate", "--run", "run")
     assert code == 2
     assert "no checkpoint yet" in err
@@ -206,7 +206,7 @@ def test_evaluate_measures_a_run_with_the_overrides_given(run: Run, tmp_path: Pa
     """--set changes the run's own config; what the checkpoint does not fit, the game or the network, is refused."""
     small = ["network.channels=4", "network.blocks=1", "self_play.max_moves=4", "search.max_num_considered_actions=2"]
     config = load_experiment("tic_tac_toe", small)
-    folder = create_run_folder(tmp_path / "run", config)
+    folder = open_or_create_run_folder(tmp_path / "run", config)
     game = make_game(config.game.name, config.game.options)
     weights = weights_to_bytes(make_network(game, config.network, 0))
     CheckpointStore(folder.checkpoints).save(Checkpoint(7, 1, weights, {}), config)

@@ -1,5 +1,6 @@
 """Tests of experiment files and run folders."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -47,20 +48,53 @@ def test_an_unknown_experiment_names_the_known_ones() -> None:
 def test_a_run_is_never_overwritten(tmp_path: Path) -> None:
     """A new run refuses a folder that holds one, and says how to go on with it."""
     config = load_experiment("triangle", ["seed=3"])
-    folder = create_run_folder(tmp_path / "run", config)
+    folder = create_run_folder(tmp_path / "run")
+    folder.begin(config)
     assert folder.config() == config
+    folder.begin(load_experiment("triangle", []))
     with pytest.raises(DeployError, match="--resume"):
-        create_run_folder(tmp_path / "run", load_experiment("triangle", []))
+        create_run_folder(tmp_path / "run")
     assert folder.config() == config
+
+
+def test_a_folder_in_which_no_run_began_serves_the_next(tmp_path: Path) -> None:
+    """What failed before it began stands in nobody's way, and is no run."""
+    first = create_run_folder(tmp_path / "run")
+    run_id = first.run_id()
+    with pytest.raises(DeployError, match="name the folder of a run"):
+        first.config()
+    assert create_run_folder(tmp_path / "run").run_id() == run_id
+
+
+def test_runs_in_folders_of_one_name_have_their_own_ids(tmp_path: Path) -> None:
+    """A run's id stays, and no other run has it."""
+    folders = [create_run_folder(tmp_path / parent / "run") for parent in ("a", "b")]
+    ids = [folder.run_id() for folder in folders]
+    assert ids[0] != ids[1]
+    assert all(re.fullmatch("[0-9a-f]{16}", run_id) for run_id in ids)
+    assert [RunFolder(folder.path).run_id() for folder in folders] == ids
 
 
 def test_a_folder_serves_the_same_config_again_and_no_other(tmp_path: Path) -> None:
     """A learner started by hand goes on in its folder, and not in another experiment's."""
     config = load_experiment("triangle", [])
-    open_or_create_run_folder(tmp_path / "run", config)
+    folder = open_or_create_run_folder(tmp_path / "run", config)
+    (folder.checkpoints / "step-000000001").mkdir(parents=True)
     open_or_create_run_folder(tmp_path / "run", config)
     with pytest.raises(DeployError, match="another config"):
         open_or_create_run_folder(tmp_path / "run", load_experiment("tic_tac_toe", []))
+    assert folder.config() == config
+
+
+def test_a_learner_that_stored_nothing_can_start_again_with_another_config(tmp_path: Path) -> None:
+    """Without a checkpoint a folder is free for a corrected command, unless a whole run lives in it."""
+    other = load_experiment("tic_tac_toe", [])
+    open_or_create_run_folder(tmp_path / "run", load_experiment("triangle", []))
+    folder = open_or_create_run_folder(tmp_path / "run", other)
+    assert folder.config() == other
+    folder.run_id()
+    with pytest.raises(DeployError, match="another config"):
+        open_or_create_run_folder(tmp_path / "run", load_experiment("triangle", []))
 
 
 def test_a_folder_without_a_run_is_named(tmp_path: Path) -> None:
@@ -71,7 +105,7 @@ def test_a_folder_without_a_run_is_named(tmp_path: Path) -> None:
 
 def test_only_one_command_trains_in_a_folder(tmp_path: Path) -> None:
     """The lock is exclusive while held and free afterwards."""
-    folder = create_run_folder(tmp_path / "run", load_experiment("triangle", []))
+    folder = create_run_folder(tmp_path / "run")
     with locked(folder), pytest.raises(DeployError, match="in use"), locked(folder):
         pass
     with locked(folder):

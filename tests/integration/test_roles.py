@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import redis
 
+from deploy.run_folder import RunFolder
 from deploy.scrape import Scraper
 from replay_server.embedded_redis import find_redis_server
 from tests.integration.processes import SMALL, Command, wait_until
@@ -177,6 +178,22 @@ def test_a_cluster_that_is_not_there_is_named(tmp_path: Path) -> None:
     assert "ray://" in ends_with(tmp_path, 2, "train", *SMALL, "--ray-address=ray://127.0.0.1:1")
 
 
+def test_a_start_that_failed_leaves_the_folder_to_the_corrected_command(tmp_path: Path, taken_port: int) -> None:
+    """Whatever kept a run from starting, the same --run-dir serves the next attempt; a run that began keeps it."""
+    train = ["train", *SMALL, "--run-dir=run"]
+    for wrong in (
+        [f"--ray-address=127.0.0.1:{free_port()}"],
+        [f"--metrics-port={taken_port}"],
+        ["--metrics-port=0", f"--redis-url=redis://127.0.0.1:{free_port()}/0"],
+    ):
+        ends_with(tmp_path, 1, *train, *wrong)
+    with Command(tmp_path, *train, "--metrics-port=0") as run:
+        run.wait_for("learning since", 90)
+        run.interrupt()
+        assert run.wait(60) == 0, run.output
+    assert "--resume run" in ends_with(tmp_path, 2, *train, "--metrics-port=0")
+
+
 def test_a_run_joins_a_cluster_and_leaves_it_running(tmp_path: Path) -> None:
     """With --ray-address the roles run on that cluster, which asks for a token, and only they end with the run."""
     port = free_port()
@@ -212,7 +229,7 @@ def test_a_run_joins_a_cluster_and_leaves_it_running(tmp_path: Path) -> None:
 
 
 def test_a_run_keeps_its_data_in_a_given_redis(tmp_path: Path) -> None:
-    """With --redis-url the data go there under the run's own prefix, and that Redis outlives the run."""
+    """With --redis-url the data go there under the run's own id, and that Redis outlives the run."""
     socket_path = tmp_path / "redis.sock"
     with (tmp_path / "redis.log").open("wb") as log:
         options = ["--port", "0", "--unixsocket", str(socket_path), "--save", "", "--appendonly", "yes"]
@@ -229,7 +246,8 @@ def test_a_run_keeps_its_data_in_a_given_redis(tmp_path: Path) -> None:
             keys = client.keys()
             client.close()
             assert keys
-            assert all(b"zero:my-run" in key for key in keys)
+            prefix = f"zero:{RunFolder(tmp_path / 'my-run').run_id()}:"
+            assert all(key.startswith(prefix.encode()) for key in keys)
         finally:
             store.terminate()
             store.wait(30)
