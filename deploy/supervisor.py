@@ -16,8 +16,16 @@ MAX_BACKOFF_SECONDS = 15.0
 READY_POLL_SECONDS = 0.2
 PLACEMENT_SECONDS = 30.0
 """A role whose process is not there after this time is waiting for a machine."""
-STOP_ORDER = ((Role.ACTOR, Role.EVALUATOR), (Role.LEARNER,), (Role.REPLAY_SERVER,))
-"""Who plays stops first, so that the learner saves a state that includes all, and the replay server outlives both."""
+STOP_STAGES = (
+    ((Role.ACTOR, Role.EVALUATOR), (Role.ACTOR,)),
+    ((Role.LEARNER,), (Role.LEARNER, Role.EVALUATOR)),
+    ((Role.REPLAY_SERVER,), (Role.REPLAY_SERVER,)),
+)
+"""Who is asked to stop, and who is awaited before the next are asked.
+
+Actors end before the learner, so that it saves a state that includes all they played; an evaluator in the middle of
+something keeps nobody from saving; the replay server outlives all.
+"""
 STOP_GRACE_SECONDS = 30.0
 
 
@@ -132,11 +140,12 @@ class Supervisor:
 
     def stop(self, hurried: Callable[[], bool]) -> None:
         """Stop all roles in order, each given time to end well unless `hurried()`."""
-        for roles in STOP_ORDER:
-            posts = [post for post in self._posts if post.assignment.role in roles]
+        for asked, awaited in STOP_STAGES:
+            for post in self._posts:
+                if post.assignment.role in asked and post.running is not None:
+                    self._fleet.ask_to_stop(post.running)
+            posts = [post for post in self._posts if post.assignment.role in awaited]
             running = [post.running for post in posts if post.running is not None]
-            for role in running:
-                self._fleet.ask_to_stop(role)
             self._await_end(running, hurried)
             for role in running:
                 self._fleet.kill(role)
