@@ -10,7 +10,10 @@ import pytest
 
 from deploy.scrape import Scraper
 from deploy.supervisor import MAX_QUICK_FAILURES
+from replay_server.client import ReplayClient
 from tests.integration.processes import SMALL, Command, wait_until
+from tests.ledger import Ledger, check_that_nothing_is_lost
+from tests.replay_server.played import table_config
 
 pytestmark = pytest.mark.slow
 LONG = ["--minutes=10", "--metrics-port=0", "--no-live"]
@@ -111,6 +114,38 @@ def test_the_run_goes_on_when_any_role_is_killed(tmp_path: Path) -> None:
         command.interrupt()
         assert command.wait(60) == 0, command.output
         nothing_left(command)
+
+
+def test_a_replay_server_killed_again_and_again_loses_nothing_acknowledged(tmp_path: Path) -> None:
+    """kill -9 of the replay server while a client inserts: the run goes on by itself, and its ledger is all there."""
+    with Command(tmp_path, "train", *SMALL, *LONG, "--run-dir=run") as command:
+        address = command.wait_for(r"replay +(\S+),")[1]
+        command.wait_for("learning since", 90)
+        scraper = scraper_of(command)
+        with ReplayClient(address) as client:
+            client.create_table(table_config("ledger", capacity=10**6))
+            with Ledger(address, "ledger", pause_seconds=0.02) as ledger:
+                # How much is written before each kill: another moment each time, the second one right after a recovery.
+                for kill, written in enumerate((100, 1, 40), start=1):
+                    until_written(ledger, written)
+                    os.kill(command.pids_of("replay-server")[-1], signal.SIGKILL)
+                    wait_until(lambda kill=kill: len(command.pids_of("replay-server")) > kill, "it runs again")
+                    until_written(ledger, 1)
+                step = wait_until(lambda: max(0.0, training_step(scraper)) or None, "the learner's step")
+                wait_until(lambda: training_step(scraper) > step + 20, "steps after the last kill")
+            check_that_nothing_is_lost(client, "ledger", [ledger])
+            assert len(ledger.acknowledged) > 100
+            assert re.search(r"replay-server died .*; restart 3 in", command.output)
+        scraper.close()
+        command.interrupt()
+        assert command.wait(60) == 0, command.output
+        nothing_left(command)
+
+
+def until_written(ledger: Ledger, count: int) -> None:
+    """Wait until so many more trajectories are acknowledged."""
+    before = len(ledger.acknowledged)
+    wait_until(lambda: len(ledger.acknowledged) >= before + count, f"{count} more acknowledged trajectories")
 
 
 def test_nothing_outlives_a_killed_command(tmp_path: Path) -> None:

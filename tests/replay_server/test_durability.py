@@ -20,8 +20,9 @@ import redis
 from replay_server.client import ReplayClient, ReplayError, ReplayTimeout
 from replay_server.redis_log import Append, RedisLog
 from replay_server.server import BoundAddresses, ReplayServer, ReplayServerError, ReplayServerSettings
+from tests.ledger import Ledger, check_that_nothing_is_lost
 from tests.replay_server.played import played, table_config
-from zero.tables import Selector
+from zero.tables import Durability, Selector
 from zero.trajectories import PriorityUpdates, SequenceBatch
 
 
@@ -228,31 +229,6 @@ def server_process(data_dir: Path, port: int) -> Iterator[subprocess.Popen[str]]
         process.stdout.close()
 
 
-class Ledger:
-    """One writer that notes outside of the system what was acknowledged."""
-
-    def __init__(self, address: str, writer: int) -> None:
-        self.acknowledged: list[int] = []
-        self._numbers = iter(range(writer * 1_000_000, (writer + 1) * 1_000_000, 3))
-        self._address = address
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run)
-        self._thread.start()
-
-    def _run(self) -> None:
-        with ReplayClient(self._address) as client:
-            while not self._stop.is_set():
-                first = next(self._numbers)
-                client.insert("games", [played(first + i, 2, weights_version=1) for i in range(3)], timeout=60)
-                self.acknowledged += range(first, first + 3)
-
-    def close(self) -> None:
-        """Finish the call under way."""
-        self._stop.set()
-        self._thread.join(60)
-        assert not self._thread.is_alive()
-
-
 def until_all_go_on(ledgers: Sequence[Ledger]) -> None:
     before = [len(ledger.acknowledged) for ledger in ledgers]
     until(lambda: all(len(ledger.acknowledged) > n for ledger, n in zip(ledgers, before, strict=True)))
@@ -272,20 +248,30 @@ def test_kill_minus_nine_under_load_loses_nothing_acknowledged(tmp_path: Path) -
             if not ledgers:
                 with ReplayClient(address) as client:
                     client.create_table(config)
-                ledgers = [Ledger(address, writer) for writer in range(3)]
+                ledgers = [Ledger(address, "games", writer) for writer in range(3)]
             until_all_go_on(ledgers)
             time.sleep(float(rng.uniform(0, 0.5)))  # the moment of death is random
     with server_process(tmp_path, port) as process, ReplayClient(address) as client:
         assert process.stdout.readline().strip() == address
         for ledger in ledgers:
             ledger.close()
-        numbers = [number for ledger in ledgers for number in ledger.acknowledged]
-        info = client.server_info().tables["games"]
-        assert info.num_trajectories == len(numbers), "nothing is lost, nothing is there twice"
-        for start in range(0, len(numbers), 100):
-            call = [played(number, 2, weights_version=1) for number in numbers[start : start + 100]]
-            assert client.insert("games", call).duplicates == len(call), "with the same content"
-    assert len(numbers) > 100
+        check_that_nothing_is_lost(client, "games", ledgers)
+    assert min(len(ledger.acknowledged) for ledger in ledgers) > 30
+
+
+def test_the_ledger_sees_a_loss(tmp_path: Path) -> None:
+    """The check above is worth something: a table that is kept in memory alone fails it after a kill, not before."""
+    port = free_port()
+    config = table_config(capacity=10**6, durability=Durability.MEMORY)
+    with server_process(tmp_path, port), ReplayClient(f"127.0.0.1:{port}") as client:
+        client.create_table(config)
+        with Ledger(client.address, "games") as ledger:
+            until_all_go_on([ledger])
+        check_that_nothing_is_lost(client, "games", [ledger])
+    with server_process(tmp_path, port), ReplayClient(f"127.0.0.1:{port}") as client:
+        client.create_table(config)
+        with pytest.raises(AssertionError, match="acknowledged trajectories are lost"):
+            check_that_nothing_is_lost(client, "games", [ledger])
 
 
 @pytest.mark.slow
