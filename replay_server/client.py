@@ -29,7 +29,11 @@ _ATTEMPT_SECONDS = 20.0
 _FIRST_CONTACT_SECONDS = 2.0
 _MIN_BACKOFF_SECONDS = 0.05
 _MAX_BACKOFF_SECONDS = 2.0
-_RETRIED_CODES = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+_RETRIED_CODES = (
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.CANCELLED,  # by a server that stops while it holds the call
+)
 
 Result = TypeVar("Result")
 
@@ -273,6 +277,8 @@ class ReplayClient:
         try:
             return attempt(seconds)
         except grpc.RpcError as error:
+            if self._closed.is_set():
+                raise ReplayError("CANCELLED", "the client is closed") from None
             raise _replay_error(error) from None
         except ValueError as error:
             # What grpc raises when another thread closes the channel just before a call starts.
