@@ -25,7 +25,7 @@ from deploy.roles import (
     check_experiment,
     run_role,
 )
-from deploy.run_folder import RunFolder, create_run_folder, open_or_create_run_folder
+from deploy.run_folder import RunFolder, create_run_folder, locked, open_or_create_run_folder
 from zero.config import ExperimentConfig
 
 MANUAL_RUN = Path("runs/manual")
@@ -255,7 +255,8 @@ def learner(
     assignment = Assignment(
         Role.LEARNER, folder.path, host=host, metrics_port=metrics_port, replay_address=replay_address
     )
-    _be(assignment, config, log_level)
+    with locked(folder):
+        _be(assignment, config, log_level)
 
 
 @app.command()

@@ -173,7 +173,7 @@ class RayFleet:
             _join_ray(ray_address)
             self.num_actors = num_actors or max(1, int(ray.cluster_resources().get("CPU", 0)) - 1)
         self._node_id = ray.get_runtime_context().get_node_id()
-        self._has_gpu = ray.cluster_resources().get("GPU", 0) >= 1
+        self._has_gpu = _has_gpu(self._node_id)
 
     @property
     def host(self) -> str:
@@ -265,6 +265,12 @@ class RayFleet:
             # They keep the run's folder, which lies on this machine.
             options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(self._node_id, soft=False)
         return options
+
+
+def _has_gpu(node_id: str) -> bool:
+    """Whether a machine of the cluster has a GPU; the learner stays where the run's folder is, wherever others are."""
+    resources = [node["Resources"] for node in ray.nodes() if node["NodeID"] == node_id]
+    return any(found.get("GPU", 0) >= 1 for found in resources)
 
 
 def _join_ray(ray_address: str) -> None:

@@ -154,5 +154,7 @@ def locked(folder: RunFolder) -> Generator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise DeployError(f"{folder.path} is in use by another `zero train`; stop that one first") from None
+            raise DeployError(
+                f"{folder.path} is in use by another learner or `zero train`; stop that one first"
+            ) from None
         yield

@@ -71,12 +71,18 @@ class Supervisor:
         fleet: starts roles.
         on_event: told in one line whenever a role starts, dies or is restarted.
         clock: monotonic seconds.
+        pause: waits for some seconds.
     """
 
     def __init__(
-        self, fleet: RayFleet, on_event: Callable[[str], None], clock: Callable[[], float] = time.monotonic
+        self,
+        fleet: RayFleet,
+        on_event: Callable[[str], None],
+        clock: Callable[[], float] = time.monotonic,
+        pause: Callable[[float], None] = time.sleep,
     ) -> None:
         self._fleet = fleet
+        self._pause = pause
         self._on_event = on_event
         self._clock = clock
         self._posts: list[_Post] = []
@@ -128,7 +134,11 @@ class Supervisor:
             if post.running is not None
             for reference in ((post.running.ended,) if post.pid_known else (post.running.ended, post.running.pid))
         ]
-        ready = self._fleet.wait(references, timeout) if references else set()
+        if references:
+            ready = self._fleet.wait(references, timeout)
+        else:
+            ready = set[object]()
+            self._pause(timeout)
         for post in self._posts:
             if post.running is None:
                 if self._clock() >= post.starts_at:

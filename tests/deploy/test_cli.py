@@ -14,7 +14,7 @@ from deploy.experiment_files import load_experiment
 from deploy.figures import RunFigures
 from deploy.launch import closing_lines
 from deploy.roles import DEFAULT_METRICS_PORT
-from deploy.run_folder import RunFolder, open_or_create_run_folder
+from deploy.run_folder import RunFolder, locked, open_or_create_run_folder
 from learner.checkpoint import Checkpoint, CheckpointStore
 from zero.config import parse_config
 from zero.games.registry import make_game
@@ -260,3 +260,13 @@ def test_the_prometheus_config_fits_the_default_port() -> None:
     promtool = shutil.which("promtool")
     if promtool:
         subprocess.run([promtool, "check", "config", str(PROMETHEUS_CONFIG)], check=True, capture_output=True)
+
+
+def test_a_second_learner_in_the_same_folder_is_refused(run: Run, tmp_path: Path) -> None:
+    """Two learners would overwrite each other's checkpoints."""
+    folder = open_or_create_run_folder(tmp_path / "run", load_experiment("tic_tac_toe", []))
+    with locked(folder):
+        code, _, error = run("learner", "--experiment=tic_tac_toe", f"--run-dir={folder.path}")
+    assert code == 1
+    assert error.startswith("error: ")
+    assert "is in use by another learner" in error

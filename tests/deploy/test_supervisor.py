@@ -106,3 +106,11 @@ def test_the_learner_does_not_wait_for_a_slow_evaluator() -> None:
     assert said.index("ask evaluator") < said.index("end actor-0")
     assert said.index("ask learner") < said.index("end evaluator")
     assert STOP_GRACE_SECONDS <= seconds < STOP_GRACE_SECONDS + 1
+
+
+def test_nothing_to_wait_for_still_takes_time() -> None:
+    """While every post waits for its next start, polling rests instead of spinning."""
+    pauses: list[float] = []
+    supervisor = Supervisor(cast("RayFleet", ScriptedFleet(set())), lambda _: None, pause=pauses.append)
+    supervisor.poll(0.5)
+    assert pauses == [0.5]
