@@ -5,17 +5,22 @@ import logging
 from dataclasses import dataclass, fields
 
 import numpy as np
-import redis
 
 from replay_server.errors import Refusal
 from replay_server.group_commit import GroupCommit
 from replay_server.metrics import ServerMetrics
-from replay_server.priority_log import give_back_priorities, save_priorities, take_priorities
+from replay_server.priority_log import (
+    count_all_as_changed,
+    give_back_priorities,
+    priority_commands,
+    take_priorities,
+)
 from replay_server.recovery import Recovered, recover_table
 from replay_server.redis_log import RedisLog
 from replay_server.redis_store import RedisStore
 from replay_server.served_table import ServedTable
 from replay_server.table import Table
+from replay_server.write_chain import Command
 from zero.tables import Durability, TableConfig
 from zero.wire.codec import Reason, row_bytes
 
@@ -54,6 +59,7 @@ class Catalog:
         self._tables: dict[str, ServedTable] = {}
         self._creating = asyncio.Lock()
         self._metrics: ServerMetrics | None = None
+        commit.keep(self._keep)
 
     def tables(self) -> list[ServedTable]:
         """All tables, in the order in which they came."""
@@ -78,9 +84,8 @@ class Catalog:
             LogError: the log is damaged.
         """
         self._metrics = metrics
+        await self._store.run(self._log.chain.begin)
         configs = await self._store.run(self._log.load_tables)
-        durable = [config.name for config in configs if config.durability is Durability.REDIS]
-        await self._store.run(self._log.new_epoch, durable)
         for config in configs:
             if config.durability is Durability.REDIS:
                 recovered = await self._store.run(recover_table, self._log, config, self._rng)
@@ -91,16 +96,16 @@ class Catalog:
 
     def _empty(self, config: TableConfig) -> Recovered:
         if config.durability is Durability.REDIS:
-            return Recovered(Table(config, self._rng), "", ())
+            return Recovered(Table(config, self._rng), ())
         # Nothing tells which keys an earlier life of the table gave out: begin at a generation that it hardly had.
         generation = int(self._rng.integers(1 << 30))
-        return Recovered(Table(config, self._rng, generation * config.capacity), "", ())
+        return Recovered(Table(config, self._rng, generation * config.capacity), ())
 
     def _serve(self, recovered: Recovered, metrics: ServerMetrics) -> None:
         config = recovered.table.config
         served = ServedTable(recovered.table, self._commit, metrics.of_table(config.name), self._limits.message_bytes)
         if config.durability is Durability.REDIS:
-            self._commit.add_table(served, recovered.last_entry, recovered.evicted)
+            self._commit.add_table(served, recovered.evicted)
         self._tables[config.name] = served
 
     async def create(self, config: TableConfig) -> bool:
@@ -115,14 +120,17 @@ class Catalog:
                 _check_same(existing.table.config, config)
                 return False
             self._check_size(config)
-            try:
-                await self._store.run(self._log.save_table, config)
-            except redis.RedisError as error:
-                raise Refusal(Reason.STORE_UNAVAILABLE, f"Redis did not take the table: {error}") from None
+            await self._commit.write([self._log.table_command(config)])
             assert self._metrics is not None, "recover() comes first"
             self._serve(self._empty(config), self._metrics)
             logger.info("created table %s with capacity %d steps", config.name, config.capacity)
             return True
+
+    def _keep(self) -> list[Command]:
+        """What Redis must hold of the tables besides their logs."""
+        for served in self.tables():
+            count_all_as_changed(served.table)
+        return [self._log.table_command(served.table.config) for served in self.tables()]
 
     def _check_size(self, config: TableConfig) -> None:
         size = config.capacity * (sum(row_bytes(spec) for spec in config.signature) + _BYTES_PER_SLOT)
@@ -143,10 +151,10 @@ class Catalog:
                 continue
             key = self._log.priorities_key(served.table.config.name)
             try:
-                await self._store.run(save_priorities, key, taken)
-            except redis.RedisError as error:
+                await self._commit.write(priority_commands(key, taken))
+            except Refusal as refusal:
                 give_back_priorities(served.table, taken)
-                logger.warning("priorities of table %s were not saved: %s", served.table.config.name, error)
+                logger.warning("priorities of table %s were not saved: %s", served.table.config.name, refusal)
 
 
 def _check_same(existing: TableConfig, given: TableConfig) -> None:

@@ -40,3 +40,7 @@ class Refusal(Exception):  # noqa: N818 -- the call is refused, the server is we
 
 class ReplayServerError(Exception):
     """The server cannot start or go on; one line that names the cause and the remedy."""
+
+
+class TakenOverError(ReplayServerError):
+    """Another server has begun under the same Redis prefix."""

@@ -10,6 +10,7 @@ import redis
 
 from replay_server.selectors import PrioritizedSelector
 from replay_server.table import Table
+from replay_server.write_chain import Command
 
 
 @dataclass(frozen=True)
@@ -48,17 +49,18 @@ def give_back_priorities(table: Table, taken: PriorityPages) -> None:
         table.selector.mark_dirty(list(taken.pages))
 
 
-def save_priorities(client: redis.Redis, key: str, taken: PriorityPages) -> None:
-    """Write pages, all or none.
+def count_all_as_changed(table: Table) -> None:
+    """Have the next call take all priorities of a table."""
+    if isinstance(table.selector, PrioritizedSelector):
+        table.selector.mark_dirty(list(range(-(-table.config.capacity // PrioritizedSelector.page_slots))))
 
-    Raises:
-        redis.RedisError: they may not have been written.
-    """
-    pipeline = client.pipeline(transaction=True)
-    for page, data in zip(taken.pages, taken.data, strict=True):
-        pipeline.execute_command("SETRANGE", key, page * PrioritizedSelector.page_slots * 4, data)
-    pipeline.execute_command("SET", f"{key}:state", json.dumps({"head": taken.head, "highest": taken.highest}))
-    pipeline.execute()
+
+def priority_commands(key: str, taken: PriorityPages) -> list[Command]:
+    """Write pages."""
+    size = PrioritizedSelector.page_slots * 4
+    pages = zip(taken.pages, taken.data, strict=True)
+    commands: list[Command] = [("SETRANGE", key, page * size, data) for page, data in pages]
+    return [*commands, ("SET", f"{key}:state", json.dumps({"head": taken.head, "highest": taken.highest}))]
 
 
 def load_priorities(client: redis.Redis, key: str, table: Table) -> None:

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import redis
@@ -28,12 +28,10 @@ class Recovered:
 
     Attributes:
         table: rebuilt.
-        last_entry: the newest entry; empty without one.
         evicted: what is in the log although the table no longer holds it.
     """
 
     table: Table
-    last_entry: str
     evicted: Sequence[Stored]
 
 
@@ -45,18 +43,16 @@ def recover_table(client: redis.Redis, log: RedisLog, config: TableConfig, rng: 
         redis.RedisError: Redis does not answer.
     """
     table: Table | None = None
-    last_entry = ""
     evicted: list[Stored] = []
     for group in _groups(log.read(client, config.name, "")):
         if table is None:
             table = Table(config, rng, group[0].position)
             table.inserted_trajectories = group[0].ordinal
         evicted.extend(_replay(table, group))
-        last_entry = group[-1].entry
     table = table or Table(config, rng)
     table.recall_evicted(log.read_evicted(client, config.name))
     load_priorities(client, log.priorities_key(config.name), table)
-    return Recovered(table, last_entry, evicted)
+    return Recovered(table, evicted)
 
 
 def _groups(entries: Iterable[Entry]) -> Iterator[list[Entry]]:
@@ -96,6 +92,11 @@ def _decode(config: TableConfig, entries: Sequence[Entry]) -> Block:
     requests = [replay_pb2.InsertRequest.FromString(entry.message) for entry in entries]
     trajectories = [trajectory for request in requests for trajectory in request.trajectories]
     block = decode_block(trajectories, config.signature, b"", config.capacity, _NO_LIMIT)
-    if [record.digest for record in block.records] != [digest for entry in entries for digest in entry.digests]:
+    written = [digest for entry in entries for digest in entry.written_digests]
+    if [record.digest for record in block.records] != written:
         raise CodecError(Reason.BAD_DATA, "the content has another digest than when it was written")
-    return block
+    digests = [digest for entry in entries for digest in entry.digests]
+    if digests == written:
+        return block
+    records = [record._replace(digest=digest) for record, digest in zip(block.records, digests, strict=True)]
+    return replace(block, records=records)

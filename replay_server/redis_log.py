@@ -1,27 +1,30 @@
 """The durable log: one Redis stream per table, one entry per insert call, trimmed as trajectories are evicted.
 
-Layout, under a prefix: `tables` hash of name to TableConfig; `epoch` counter of connections; `log:<table>` stream;
+Layout, under a prefix: `last_write`, see write_chain.py; `tables` hash of name to TableConfig; `log:<table>` stream;
 `evicted:<table>` list of digest + id; `priorities:<table>` float32 by slot. The id of a stream entry is
-`<epoch>-<sequence number>`, given by the server; Redis refuses ids that do not grow. So when a connection is lost while
-a command is under way, a new epoch and a fence entry in every stream make sure that the lost command either is in the
-log by then or never will be: what is in the log after the fence is the truth, and is read back.
+`<epoch>-<number>`, given by the server; ids grow. Every write is a link of the chain: once a new epoch has begun, a
+command that was under way before either is in the log or never will be, and what is in the log is the truth.
 """
 
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import redis
 
 from replay_server.block import DIGEST_BYTES
 from replay_server.table import KNOWN_EVICTED, Stored
+from replay_server.write_chain import Command, WriteChain
 from zero.tables import TableConfig
 from zero.wire import codec, replay_pb2
 
-# Layout version, position of the first step, trajectories inserted before, number of trajectories.
+# Layout, position of the first step, trajectories inserted before, number of trajectories. The digests of their
+# contents follow; in the layout of what was written again, those of the incomplete contents after them; the message.
 _HEADER = struct.Struct("<BQQI")
-_LAYOUT_VERSION = 1
+_AS_INSERTED = 1
+_WRITTEN_AGAIN = 2
+_VALUES_PER_COMMAND = 1000  # a script cannot take many more words at once
 _FIELD = b"insert"
 _CHUNK_BYTES = 8 << 20
 _RawEntry = tuple[bytes, dict[bytes, bytes]]
@@ -40,6 +43,7 @@ class Append(NamedTuple):
         ordinal: trajectories inserted before.
         digests: of its trajectories.
         message: the InsertRequest.
+        written_digests: of the trajectories as they are in the message, where this is less than was inserted.
     """
 
     table: str
@@ -47,6 +51,7 @@ class Append(NamedTuple):
     ordinal: int
     digests: Sequence[bytes]
     message: bytes
+    written_digests: Sequence[bytes] = ()
 
 
 class Trim(NamedTuple):
@@ -72,6 +77,7 @@ class Entry:
         position: of the first step.
         ordinal: trajectories inserted before.
         digests: of its trajectories.
+        written_digests: of the trajectories as they are in the message.
         message: the InsertRequest.
     """
 
@@ -79,17 +85,21 @@ class Entry:
     position: int
     ordinal: int
     digests: Sequence[bytes]
+    written_digests: Sequence[bytes]
     message: bytes
 
 
 class RedisLog:
-    """The log of all tables. Methods take the client, talk to Redis and raise redis.RedisError as it comes."""
+    """The log of all tables. Methods take the client, talk to Redis and raise redis.RedisError as it comes.
+
+    Attributes:
+        chain: makes every write depend on the one before it.
+    """
 
     def __init__(self, prefix: str) -> None:
         """Every key begins with the prefix and a colon."""
         self._prefix = prefix
-        self._epoch = 0
-        self._sequence = 0
+        self.chain = WriteChain(prefix)
 
     def _key(self, *parts: str) -> str:
         return ":".join((self._prefix, *parts))
@@ -98,49 +108,47 @@ class RedisLog:
         """The key under which a table's priorities are saved."""
         return self._key("priorities", table)
 
-    def new_epoch(self, client: redis.Redis, tables: Sequence[str]) -> int:
-        """Make sure that nothing sent before will still be executed; returns the epoch."""
-        self._epoch = client.incr(self._key("epoch"))
-        self._sequence = 0
-        for table in tables:
-            self._fence(client, table)
-        return self._epoch
-
-    def _fence(self, client: redis.Redis, table: str) -> None:
-        pipeline = client.pipeline(transaction=True)
-        entry = f"{self._epoch}-0"
-        pipeline.execute_command("XADD", self._key("log", table), entry, "fence", "")
-        pipeline.execute_command("XDEL", self._key("log", table), entry)
-        pipeline.execute()
-
     def load_tables(self, client: redis.Redis) -> list[TableConfig]:
         """The configs of all tables, by name."""
         stored = cast("dict[bytes, bytes]", client.hgetall(self._key("tables")))
         return [codec.decode_table_config(replay_pb2.TableConfig.FromString(stored[name])) for name in sorted(stored)]
 
-    def save_table(self, client: redis.Redis, config: TableConfig) -> None:
-        """Keep the config of a new table."""
-        client.hset(
-            self._key("tables"), config.name, cast("Any", codec.encode_table_config(config).SerializeToString())
-        )
+    def table_command(self, config: TableConfig) -> Command:
+        """Keeps the config of a table."""
+        return "HSET", self._key("tables"), config.name, codec.encode_table_config(config).SerializeToString()
 
     def append(self, client: redis.Redis, appends: Sequence[Append], trims: Sequence[Trim]) -> list[str]:
         """Write entries and trim, all or none, in one round trip; returns the ids of the entries."""
-        pipeline = client.pipeline(transaction=True)
-        entries: list[str] = []
-        for append in appends:
-            self._sequence += 1
-            entries.append(f"{self._epoch}-{self._sequence}")
-            header = _HEADER.pack(_LAYOUT_VERSION, append.position, append.ordinal, len(append.digests))
-            value = b"".join((header, *append.digests, append.message))
-            pipeline.execute_command("XADD", self._key("log", append.table), entries[-1], _FIELD, value)
+        entries = self.chain.next_entries(len(appends))
+        commands: list[Command] = []
+        for append, entry in zip(appends, entries, strict=True):
+            layout = _WRITTEN_AGAIN if append.written_digests else _AS_INSERTED
+            header = _HEADER.pack(layout, append.position, append.ordinal, len(append.digests))
+            value = b"".join((header, *append.digests, *append.written_digests, append.message))
+            commands.append(("XADD", self._key("log", append.table), entry, _FIELD, value))
         for trim in trims:
-            pipeline.execute_command("XTRIM", self._key("log", trim.table), "MINID", trim.first_entry)
-            evicted = [stored.digest + stored.trajectory_id.encode() for stored in trim.evicted]
-            pipeline.execute_command("RPUSH", self._key("evicted", trim.table), *evicted)
-            pipeline.execute_command("LTRIM", self._key("evicted", trim.table), -KNOWN_EVICTED, -1)
-        pipeline.execute()
+            commands.append(self._trim_command(trim.table, trim.first_entry))
+            commands += self._evicted_commands(trim.table, [(one.trajectory_id, one.digest) for one in trim.evicted])
+        self.chain.write(client, commands, len(entries))
         return entries
+
+    def rewrite_evicted(
+        self, client: redis.Redis, table: str, first_entry: str, evicted: Sequence[tuple[str, bytes]]
+    ) -> None:
+        """Trim before an entry and replace the whole list of evicted trajectories, given by id and digest."""
+        commands: list[Command] = [self._trim_command(table, first_entry)] if first_entry else []
+        commands.append(("DEL", self._key("evicted", table)))
+        self.chain.write(client, [*commands, *self._evicted_commands(table, evicted)])
+
+    def _trim_command(self, table: str, first_entry: str) -> Command:
+        return "XTRIM", self._key("log", table), "MINID", first_entry
+
+    def _evicted_commands(self, table: str, evicted: Sequence[tuple[str, bytes]]) -> list[Command]:
+        key = self._key("evicted", table)
+        values = [digest + trajectory_id.encode() for trajectory_id, digest in evicted]
+        starts = range(0, len(values), _VALUES_PER_COMMAND)
+        pushes: list[Command] = [("RPUSH", key, *values[i : i + _VALUES_PER_COMMAND]) for i in starts]
+        return [*pushes, ("LTRIM", key, -KNOWN_EVICTED, -1)]
 
     def read(self, client: redis.Redis, table: str, after: str) -> Iterator[Entry]:
         """The entries after one, in order; all of them with an empty `after`.
@@ -162,10 +170,10 @@ class RedisLog:
                 return
             count = max(1, min(1024, count * _CHUNK_BYTES // max(size, 1)))
 
-    def last_entry(self, client: redis.Redis, table: str) -> tuple[int, int]:
-        """Epoch and sequence number of the newest entry; (0, 0) without one."""
+    def last_entry(self, client: redis.Redis, table: str) -> str:
+        """The id of the newest entry; empty without one."""
         newest = cast("list[_RawEntry]", client.xrevrange(self._key("log", table), count=1))
-        return order_of(newest[0][0].decode()) if newest else (0, 0)
+        return newest[0][0].decode() if newest else ""
 
     def read_evicted(self, client: redis.Redis, table: str) -> list[tuple[str, bytes]]:
         """Id and digest of the trajectories evicted last, oldest first."""
@@ -173,17 +181,17 @@ class RedisLog:
         return [(value[DIGEST_BYTES:].decode(), value[:DIGEST_BYTES]) for value in values]
 
 
-def order_of(entry: str) -> tuple[int, int]:
-    """Epoch and sequence number out of the id of an entry."""
-    epoch, _, sequence = entry.partition("-")
-    return int(epoch), int(sequence)
-
-
 def _parse(table: str, entry: str, value: bytes) -> Entry:
-    if len(value) < _HEADER.size or value[0] != _LAYOUT_VERSION:
-        raise LogError(f"entry {entry} of the log of table {table!r} is not in layout {_LAYOUT_VERSION}")
-    _, position, ordinal, number = _HEADER.unpack_from(value)
-    start = _HEADER.size
-    stop = start + number * DIGEST_BYTES
-    digests = [value[i : i + DIGEST_BYTES] for i in range(start, stop, DIGEST_BYTES)]
-    return Entry(entry, position, ordinal, digests, value[stop:])
+    if len(value) < _HEADER.size or value[0] not in (_AS_INSERTED, _WRITTEN_AGAIN):
+        raise LogError(f"entry {entry} of the log of table {table!r} is not in a layout that this server knows")
+    layout, position, ordinal, number = _HEADER.unpack_from(value)
+    stop = _HEADER.size + number * DIGEST_BYTES
+    digests = _digests(value[_HEADER.size : stop])
+    if layout == _AS_INSERTED:
+        return Entry(entry, position, ordinal, digests, digests, value[stop:])
+    written_stop = stop + number * DIGEST_BYTES
+    return Entry(entry, position, ordinal, digests, _digests(value[stop:written_stop]), value[written_stop:])
+
+
+def _digests(data: bytes) -> list[bytes]:
+    return [data[i : i + DIGEST_BYTES] for i in range(0, len(data), DIGEST_BYTES)]

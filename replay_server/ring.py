@@ -40,6 +40,10 @@ class ColumnRings:
             if straight < len(values):
                 rows[: len(values) - straight] = values[straight:]
 
+    def read(self, slots: NDArray[np.int64]) -> dict[str, NDArray[np.generic]]:
+        """The rows [N, *shape] of every column."""
+        return {name: rows[slots] for name, rows in zip(self._signature, self._rows, strict=True)}
+
     def gather(
         self, positions: NDArray[np.int64], remaining: NDArray[np.int64], windows: Mapping[str, int]
     ) -> dict[str, NDArray[np.generic]]:

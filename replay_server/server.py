@@ -22,7 +22,7 @@ from grpc_reflection.v1alpha import reflection
 
 from replay_server.catalog import Catalog, Limits
 from replay_server.embedded_redis import EmbeddedRedis
-from replay_server.errors import ReplayServerError
+from replay_server.errors import Refusal, ReplayServerError
 from replay_server.group_commit import GroupCommit
 from replay_server.malloc import tune_malloc
 from replay_server.metrics import Levels, ServerMetrics, TableSize
@@ -155,7 +155,8 @@ class ReplayServer:
             if not self._ready.done():
                 self._ready.set_exception(_as_start_error(error, self._settings))
                 return
-            logger.exception("the replay server ends")
+            expected = isinstance(error, ReplayServerError)  # says all in its one line
+            logger.error("the replay server ends: %s", error, exc_info=None if expected else error)
             self._failure = error
 
     async def _main(self) -> None:
@@ -189,7 +190,7 @@ class _Parts:
         log = RedisLog(settings.redis_prefix)
         self._commit = GroupCommit(self._store, log, self._metrics.redis_commit_seconds.observe)
         self._catalog = Catalog(self._store, log, self._commit, limits, np.random.default_rng())
-        self._weights = WeightsKeeper(self._store, settings.redis_prefix)
+        self._weights = WeightsKeeper(self._store, self._commit, settings.redis_prefix)
         self._border = Border(self._metrics)
         self._health = health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue] -- missing in the stubs
         self.tasks: list[asyncio.Task[None]] = []
@@ -265,7 +266,9 @@ class _Parts:
         while True:
             await asyncio.sleep(self._settings.priority_save_seconds)
             if not self._commit.down_because:
-                await self._catalog.save_priorities()
+                with contextlib.suppress(Refusal):  # the commit has noted why
+                    await self._commit.check()
+                    await self._catalog.save_priorities()
 
     async def _end_tasks(self) -> None:
         if not self.tasks:

@@ -81,6 +81,40 @@ class Table:
         """The log entry of the oldest stored trajectory; empty without one."""
         return self._stored[0].entry if self._stored else ""
 
+    @property
+    def last_entry(self) -> str:
+        """The log entry of the newest stored trajectory; empty without one."""
+        return self._stored[-1].entry if self._stored else ""
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a step over all columns."""
+        return sum(self._rings.row_bytes.values())
+
+    def stored(self) -> list[Stored]:
+        """The stored trajectories, oldest first."""
+        return list(self._stored)
+
+    def evicted(self) -> list[tuple[str, bytes]]:
+        """Id and digest of the evicted trajectories that are still known, oldest first."""
+        return [(trajectory_id, self._known[trajectory_id]) for trajectory_id in self._evicted]
+
+    def read(self, start: int, stop: int) -> dict[str, NDArray[np.generic]]:
+        """The steps at stored positions start to stop - 1, a copy [stop - start, *shape] of every column."""
+        slots = np.arange(start, stop) % self.config.capacity
+        return self._rings.read(slots)
+
+    def weights_version_at(self, position: int) -> int:
+        """The weights that played the trajectory at a stored position."""
+        return int(self._weights_versions[position % self.config.capacity])
+
+    def move_newest(self, entries: Sequence[str]) -> None:
+        """Note that the newest trajectories, as many as there are entries, are in other log entries now."""
+        stored = self.stored()
+        first = len(stored) - len(entries)
+        moved = [one._replace(entry=entry) for one, entry in zip(stored[first:], entries, strict=True)]
+        self._stored = deque((*stored[:first], *moved))
+
     def digest_of(self, trajectory_id: str) -> bytes | None:
         """The digest of a known trajectory: a stored one, or one of the last KNOWN_EVICTED evicted ones."""
         return self._known.get(trajectory_id)

@@ -9,7 +9,9 @@ from typing import cast
 import redis
 
 from replay_server.errors import Refusal
+from replay_server.group_commit import GroupCommit
 from replay_server.redis_store import RedisStore
+from replay_server.write_chain import Command
 from zero.wire.codec import Reason
 
 KEPT_VERSIONS = 3
@@ -41,9 +43,11 @@ _NONE = StoredWeights(0, 0, hashlib.sha256(b"").digest(), b"", 0.0)
 class WeightsKeeper:
     """Keeps the newest weights."""
 
-    def __init__(self, store: RedisStore, prefix: str) -> None:
+    def __init__(self, store: RedisStore, commit: GroupCommit, prefix: str) -> None:
         """Keys begin with the prefix, a colon and `weights`."""
         self._store = store
+        self._commit = commit
+        commit.keep(lambda: self._commands(self._newest))
         self._prefix = f"{prefix}:weights"
         self._newest = _NONE
         self._publishing = asyncio.Lock()
@@ -87,23 +91,22 @@ class WeightsKeeper:
         async with self._publishing:
             if sha256 != self._newest.sha256:
                 weights = StoredWeights(self._newest.version + 1, training_step, sha256, payload, time.time())
-                try:
-                    await self._store.run(self._save, weights)
-                except redis.RedisError as error:
-                    raise Refusal(Reason.STORE_UNAVAILABLE, f"Redis did not take the weights: {error}") from None
+                await self._commit.write(self._commands(weights))
                 self._newest = weights
             return self._newest.version
 
-    def _save(self, client: redis.Redis, weights: StoredWeights) -> None:
-        pipeline = client.pipeline(transaction=True)
-        pipeline.execute_command(
-            "HSET",
-            f"{self._prefix}:{weights.version}",
-            *("training_step", weights.training_step),
-            *("sha256", weights.sha256),
-            *("payload", weights.payload),
-            *("published_at", weights.published_at),
-        )
-        pipeline.execute_command("SET", f"{self._prefix}:newest", weights.version)
-        pipeline.execute_command("DEL", f"{self._prefix}:{weights.version - KEPT_VERSIONS}")
-        pipeline.execute()
+    def _commands(self, weights: StoredWeights) -> list[Command]:
+        if not weights.version:
+            return []
+        return [
+            (
+                "HSET",
+                f"{self._prefix}:{weights.version}",
+                *("training_step", weights.training_step),
+                *("sha256", weights.sha256),
+                *("payload", weights.payload),
+                *("published_at", weights.published_at),
+            ),
+            ("SET", f"{self._prefix}:newest", weights.version),
+            ("DEL", f"{self._prefix}:{weights.version - KEPT_VERSIONS}"),
+        ]

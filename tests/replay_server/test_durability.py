@@ -20,6 +20,7 @@ import redis
 from replay_server.client import ReplayClient, ReplayError, ReplayTimeout
 from replay_server.redis_log import Append, RedisLog
 from replay_server.server import BoundAddresses, ReplayServer, ReplayServerError, ReplayServerSettings
+from replay_server.write_chain import NotLastWrite
 from tests.ledger import Ledger, check_that_nothing_is_lost
 from tests.replay_server.played import played, table_config
 from zero.tables import Durability, Selector
@@ -122,13 +123,13 @@ def test_a_batch_that_reached_the_log_unanswered_is_taken_over(
 
 
 def test_an_old_connection_cannot_write_after_a_new_one_has_begun(settings: ReplayServerSettings) -> None:
-    """The fence: a command that was delayed on its way is refused by Redis itself."""
+    """A command that was delayed on its way is refused by Redis itself."""
     with ReplayServer(settings), redis_client(settings) as client:
         old, new = RedisLog("fenced"), RedisLog("fenced")
         delayed = Append("games", 0, 0, [bytes(16)], b"old")
-        old.new_epoch(client, ["games"])
-        new.new_epoch(client, ["games"])
-        with pytest.raises(redis.ResponseError, match="smaller"):
+        old.chain.begin(client)
+        new.chain.begin(client)
+        with pytest.raises(NotLastWrite):
             old.append(client, [delayed], [])
         new.append(client, [delayed._replace(message=b"new")], [])
         assert [entry.message for entry in new.read(client, "games", "")] == [b"new"]
