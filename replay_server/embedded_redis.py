@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import redis
@@ -20,7 +21,9 @@ from replay_server.errors import ReplayServerError
 logger = logging.getLogger(__name__)
 
 _SOCKET_PATH_LIMIT = 100  # the kernel takes 107 bytes
-_START_SECONDS = 20.0
+_START_SECONDS = 20.0  # without any answer; loading a large file may take minutes and is one
+_LOADING_PAUSE_SECONDS = 0.05
+_LOADING_REPORT_SECONDS = 10.0
 _STOP_SECONDS = 20.0
 _RESTART_PAUSE_SECONDS = 1.0
 
@@ -144,18 +147,14 @@ class EmbeddedRedis:
 
     def _wait_until_ready(self) -> None:
         client = connect_to_socket(self.socket_path, timeout=1.0)
-        deadline = time.monotonic() + _START_SECONDS
         try:
-            while not _answers(client):
-                if self._process is None or self._process.poll() is not None:
-                    raise ReplayServerError(
-                        f"the embedded redis-server ended at once; see {self._directory / 'redis.log'}"
-                    )
-                if time.monotonic() > deadline:
-                    raise redis.ConnectionError(f"the embedded redis-server is not ready after {_START_SECONDS} s")
-                time.sleep(0.01)
+            wait_until_ready(client.ping, self._check_alive)
         finally:
             client.close()
+
+    def _check_alive(self) -> None:
+        if self._process is None or self._process.poll() is not None:
+            raise ReplayServerError(f"the embedded redis-server ended at once; see {self._directory / 'redis.log'}")
 
     def stop(self) -> None:
         """Let it flush and end; kill it if it does not end in time."""
@@ -181,15 +180,36 @@ def connect_to_socket(path: Path, timeout: float) -> redis.Redis:
     return redis.Redis(unix_socket_path=str(path), retry=Retry(NoBackoff(), 0), socket_timeout=timeout)
 
 
-def _answers(client: redis.Redis) -> bool:
-    try:
-        client.ping()
-    except redis.BusyLoadingError:
-        time.sleep(0.05)
-        return False
-    except (redis.ConnectionError, redis.TimeoutError):
-        return False
-    return True
+def wait_until_ready(ping: Callable[[], object], check_alive: Callable[[], None]) -> None:
+    """Ping until it is answered, for as long as the server lives and either loads its data or has just begun.
+
+    Args:
+        ping: raises redis.BusyLoadingError while the data are loaded, another redis.RedisError without an answer.
+        check_alive: raises when the process has ended.
+
+    Raises:
+        redis.ConnectionError: no answer at all for _START_SECONDS.
+        ReplayServerError: as check_alive.
+    """
+    started = reported = time.monotonic()
+    deadline = started + _START_SECONDS
+    while True:
+        try:
+            ping()
+        except redis.BusyLoadingError:
+            deadline = time.monotonic() + _START_SECONDS
+            pause = _LOADING_PAUSE_SECONDS
+            if time.monotonic() > reported + _LOADING_REPORT_SECONDS:
+                reported = time.monotonic()
+                logger.info("the embedded Redis has been loading its data for %.0f s", reported - started)
+        except (redis.ConnectionError, redis.TimeoutError):
+            pause = 0.01
+        else:
+            return
+        check_alive()
+        if time.monotonic() > deadline:
+            raise redis.ConnectionError(f"the embedded redis-server has not answered for {_START_SECONDS} s")
+        time.sleep(pause)
 
 
 def find_redis_server() -> str:
