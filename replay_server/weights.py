@@ -17,6 +17,8 @@ from zero.wire.codec import Reason
 KEPT_VERSIONS = 3
 """How many versions Redis keeps."""
 
+_STAGED_SECONDS = 600
+
 
 @dataclass(frozen=True)
 class StoredWeights:
@@ -47,7 +49,7 @@ class WeightsKeeper:
         """Keys begin with the prefix, a colon and `weights`."""
         self._store = store
         self._commit = commit
-        commit.keep(lambda: self._commands(self._newest))
+        commit.keep(self._keep)
         self._prefix = f"{prefix}:weights"
         self._newest = _NONE
         self._publishing = asyncio.Lock()
@@ -91,22 +93,41 @@ class WeightsKeeper:
         async with self._publishing:
             if sha256 != self._newest.sha256:
                 weights = StoredWeights(self._newest.version + 1, training_step, sha256, payload, time.time())
-                await self._commit.write(self._commands(weights))
+                await self._save(weights)
                 self._newest = weights
             return self._newest.version
 
-    def _commands(self, weights: StoredWeights) -> list[Command]:
-        if not weights.version:
+    async def _save(self, weights: StoredWeights) -> None:
+        """Bring the bytes first, under a name that stands for their content: a slow transfer holds up no insert."""
+        staged = f"{self._prefix}:staged:{weights.sha256.hex()}"
+        key = f"{self._prefix}:{weights.version}"
+        try:
+            await self._store.run(_stage, staged, weights)
+        except redis.RedisError as error:
+            raise Refusal(Reason.STORE_UNAVAILABLE, f"Redis did not take the weights: {error}") from None
+        await self._commit.write([("RENAME", staged, key), ("PERSIST", key), *self._point_to(weights.version)])
+
+    def _point_to(self, version: int) -> list[Command]:
+        return [("SET", f"{self._prefix}:newest", version), ("DEL", f"{self._prefix}:{version - KEPT_VERSIONS}")]
+
+    def _keep(self) -> list[Command]:
+        newest = self._newest
+        if not newest.version:
             return []
-        return [
-            (
-                "HSET",
-                f"{self._prefix}:{weights.version}",
-                *("training_step", weights.training_step),
-                *("sha256", weights.sha256),
-                *("payload", weights.payload),
-                *("published_at", weights.published_at),
-            ),
-            ("SET", f"{self._prefix}:newest", weights.version),
-            ("DEL", f"{self._prefix}:{weights.version - KEPT_VERSIONS}"),
-        ]
+        return [("HSET", f"{self._prefix}:{newest.version}", *_fields(newest)), *self._point_to(newest.version)]
+
+
+def _stage(client: redis.Redis, key: str, weights: StoredWeights) -> None:
+    pipeline = client.pipeline(transaction=True)
+    pipeline.execute_command("HSET", key, *_fields(weights))
+    pipeline.execute_command("EXPIRE", key, _STAGED_SECONDS)
+    pipeline.execute()
+
+
+def _fields(weights: StoredWeights) -> Command:
+    return (
+        *("training_step", weights.training_step),
+        *("sha256", weights.sha256),
+        *("payload", weights.payload),
+        *("published_at", weights.published_at),
+    )

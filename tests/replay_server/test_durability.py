@@ -328,6 +328,8 @@ def test_weights_and_versions_survive_restarts(settings: ReplayServerSettings) -
         assert client.get_weights(6) is None
         with redis_client(settings) as store:
             kept = sorted(int(key.rsplit(b":", 1)[1]) for key in store.keys("zero:weights:[0-9]*"))
+            assert not store.keys("zero:weights:staged*")
+            assert {store.ttl(f"zero:weights:{version}") for version in kept} == {-1}, "for ever"
         assert kept == [4, 5, 6]
 
 
