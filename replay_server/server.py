@@ -155,8 +155,10 @@ class ReplayServer:
             if not self._ready.done():
                 self._ready.set_exception(_as_start_error(error, self._settings))
                 return
-            expected = isinstance(error, ReplayServerError)  # says all in its one line
-            logger.error("the replay server ends: %s", error, exc_info=None if expected else error)
+            if isinstance(error, ReplayServerError):  # says all in its one line
+                logger.critical("the replay server ends: %s", error)
+            else:
+                logger.exception("the replay server ends")
             self._failure = error
 
     async def _main(self) -> None:
