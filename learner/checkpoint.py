@@ -33,7 +33,6 @@ class Manifest(BaseModel):
     Attributes:
         schema_version: of this format.
         training_step: optimizer updates made.
-        weights_version: the newest published version when it was saved.
         config: the experiment, as JSON data.
         sha256: hex digest of every other file.
     """
@@ -42,7 +41,6 @@ class Manifest(BaseModel):
 
     schema_version: int
     training_step: int
-    weights_version: int
     config: dict[str, Any]
     sha256: dict[str, str]
 
@@ -53,13 +51,11 @@ class Checkpoint:
 
     Attributes:
         training_step: optimizer updates made.
-        weights_version: the newest published version when it was saved.
         model: the weights as a safetensors file.
         optimizer: tensors of the optimizer's state, named `<parameter index>.<name>`.
     """
 
     training_step: int
-    weights_version: int
     model: bytes
     optimizer: dict[str, Tensor]
 
@@ -103,7 +99,6 @@ class CheckpointStore:
         manifest = Manifest(
             schema_version=SCHEMA_VERSION,
             training_step=checkpoint.training_step,
-            weights_version=checkpoint.weights_version,
             config=config.model_dump(mode="json"),
             sha256={name: hashlib.sha256(payload).hexdigest() for name, payload in files.items()},
         )
@@ -161,7 +156,7 @@ def _read(folder: Path) -> tuple[Checkpoint, dict[str, Any]]:
         if hashlib.sha256(payloads[name]).hexdigest() != manifest.sha256.get(name):
             raise ValueError(f"{name} does not match its sha256")
     optimizer = safetensors.torch.load(payloads[OPTIMIZER_FILE])
-    checkpoint = Checkpoint(manifest.training_step, manifest.weights_version, payloads[MODEL_FILE], optimizer)
+    checkpoint = Checkpoint(manifest.training_step, payloads[MODEL_FILE], optimizer)
     return checkpoint, manifest.config
 
 

@@ -134,7 +134,7 @@ class Learner:
         self.training_step += 1
         return loss, norm
 
-    def checkpoint(self, weights_version: int) -> Checkpoint:
+    def checkpoint(self) -> Checkpoint:
         """Everything needed to go on from here."""
         state = self._optimizer.state_dict()["state"]
         tensors = {
@@ -142,7 +142,7 @@ class Learner:
             for index, values in state.items()
             for name, value in values.items()
         }
-        return Checkpoint(self.training_step, weights_version, weights_to_bytes(self.network), tensors)
+        return Checkpoint(self.training_step, weights_to_bytes(self.network), tensors)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go on from a checkpoint.
@@ -182,8 +182,8 @@ class LearnerLoop:
         """Train until `stop`, then save."""
         publish_interval = self._config.learner.publish_interval_steps
         saved_at = time.monotonic()
-        self._publish()
         try:
+            self._publish_first(stop)
             while not stop.is_set():
                 self._step()
                 if self._learner.training_step % publish_interval == 0:
@@ -223,11 +223,17 @@ class LearnerLoop:
         metrics.weights_version.set(version)
         metrics.staleness.set(max(0.0, version - float(batch.weights_versions.mean())) if version else 0.0)
 
+    def _publish_first(self, stop: Event) -> None:
+        """Publish until the server has it: before that nobody plays, and there would never be a batch."""
+        while self._publisher.version == 0 and not stop.is_set():
+            self._publish()
+            self._publisher.wait()
+
     def _publish(self) -> None:
         self._publisher.publish(self._learner.network, self._learner.training_step)
 
     def _save(self) -> None:
-        folder = self._store.save(self._learner.checkpoint(self._publisher.version), self._config)
+        folder = self._store.save(self._learner.checkpoint(), self._config)
         self._metrics.checkpoint_timestamp.set_to_current_time()
         logger.info("saved %s", folder)
 

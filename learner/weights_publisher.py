@@ -17,7 +17,6 @@ class WeightsPublisher:
     """Takes a copy of the weights at once and sends it in the background.
 
     A publication that does not reach the server in time is dropped: a newer one follows.
-
     """
 
     def __init__(self, client: ReplayClient) -> None:

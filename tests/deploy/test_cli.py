@@ -209,7 +209,7 @@ def test_evaluate_measures_a_run_with_the_overrides_given(run: Run, tmp_path: Pa
     folder = open_or_create_run_folder(tmp_path / "run", config)
     game = make_game(config.game.name, config.game.options)
     weights = weights_to_bytes(make_network(game, config.network, 0))
-    CheckpointStore(folder.checkpoints).save(Checkpoint(7, 1, weights, {}), config)
+    CheckpointStore(folder.checkpoints).save(Checkpoint(7, weights, {}), config)
     evaluate = ["evaluate", "--run", "run", "--games", "2", "--set"]
     code, out, _ = run(*evaluate, "search.num_simulations=3")
     assert code == 0

@@ -244,3 +244,13 @@ def test_a_role_that_waits_for_its_server_can_be_stopped(tmp_path: Path) -> None
             running(lambda stop: run_actor(CONFIG, ActorSettings(address), stop)),
         ):
             pass
+
+
+def test_refused_weights_end_the_learner_and_it_still_saves(tmp_path: Path) -> None:
+    """Without weights nobody plays: a refusal is raised instead of waiting for data for ever."""
+    settings = ReplayServerSettings(tmp_path / "replay", max_weights_bytes=1000)
+    with ReplayServer(settings) as bound:
+        learner = LearnerSettings(bound.address, tmp_path / "run")
+        with pytest.raises(ReplayError):
+            run_learner(CONFIG, learner, Event())
+    assert CheckpointStore(tmp_path / "run" / "checkpoints").newest(CONFIG) is not None

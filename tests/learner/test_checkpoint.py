@@ -44,10 +44,9 @@ def test_a_restored_learner_goes_on_bit_by_bit(tmp_path: Path) -> None:
     for seed in range(5):
         first.train(training_batch(seed))
     store = CheckpointStore(tmp_path)
-    store.save(first.checkpoint(weights_version=3), CONFIG)
+    store.save(first.checkpoint(), CONFIG)
     loaded = store.newest(CONFIG)
     assert loaded is not None
-    assert loaded.weights_version == 3
     resumed = make_learner()
     resumed.restore(loaded)
     for seed in range(5, 10):
@@ -93,7 +92,7 @@ def saved_store(folder: Path, steps: int = 2) -> CheckpointStore:
     learner = make_learner()
     for seed in range(steps):
         learner.train(training_batch(seed))
-        store.save(learner.checkpoint(0), CONFIG)
+        store.save(learner.checkpoint(), CONFIG)
     return store
 
 
@@ -122,7 +121,7 @@ def test_a_half_written_checkpoint_does_not_count(tmp_path: Path) -> None:
     learner = make_learner()
     learner.restore(loaded)
     learner.train(training_batch(1))
-    store.save(learner.checkpoint(0), CONFIG)
+    store.save(learner.checkpoint(), CONFIG)
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["step-000000001", "step-000000002"]
 
 
@@ -133,10 +132,10 @@ def test_a_step_saved_again_is_left_alone_unless_it_is_damaged(tmp_path: Path) -
     before = folder.stat().st_ino
     learner = make_learner()
     learner.train(training_batch(0))
-    assert store.save(learner.checkpoint(0), CONFIG) == folder
+    assert store.save(learner.checkpoint(), CONFIG) == folder
     assert folder.stat().st_ino == before
     (folder / MODEL_FILE).write_bytes(b"broken")
-    store.save(learner.checkpoint(0), CONFIG)
+    store.save(learner.checkpoint(), CONFIG)
     assert store.newest(CONFIG) is not None
 
 
