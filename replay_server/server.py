@@ -224,7 +224,7 @@ class _Parts:
 
     def _bind(self) -> tuple[grpc.aio.Server, int]:
         settings = self._settings
-        server = grpc.aio.server(options=_server_options(settings.max_message_bytes))
+        server = grpc.aio.server(interceptors=self._interceptors(), options=_server_options(settings.max_message_bytes))
         replay = ReplayService(self._catalog, self._weights, self._processes, self._store, self._metrics, self._limits)
         weights = WeightsService(self._weights, self._metrics, self._limits)
         server.add_generic_rpc_handlers((replay.handlers(self._border), weights.handlers(self._border)))
@@ -242,6 +242,10 @@ class _Parts:
                 "the port is in use or the host is not ours; choose another port"
             )
         return server, port
+
+    def _interceptors(self) -> list[grpc.aio.ServerInterceptor]:
+        """What every call of every kind passes on its way in, outermost first."""
+        return []
 
     async def recover(self) -> None:
         """Connect to Redis, load everything, take calls."""
