@@ -13,13 +13,18 @@ STATUS_CODES = {
     Reason.BAD_LENGTH: grpc.StatusCode.INVALID_ARGUMENT,
     Reason.BAD_DATA: grpc.StatusCode.INVALID_ARGUMENT,
     Reason.NOT_FINITE: grpc.StatusCode.INVALID_ARGUMENT,
+    Reason.OUT_OF_RANGE: grpc.StatusCode.INVALID_ARGUMENT,
     Reason.BAD_PRIORITY: grpc.StatusCode.INVALID_ARGUMENT,
     Reason.CONTENT_CONFLICT: grpc.StatusCode.ALREADY_EXISTS,
+    Reason.MISSING_CHUNK: grpc.StatusCode.FAILED_PRECONDITION,
+    Reason.NOT_DURABLE: grpc.StatusCode.FAILED_PRECONDITION,
     Reason.MESSAGE_TOO_LARGE: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    Reason.TOO_BUSY: grpc.StatusCode.RESOURCE_EXHAUSTED,
     Reason.RATE_LIMITED: grpc.StatusCode.DEADLINE_EXCEEDED,
     Reason.STORE_UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,
     Reason.RECOVERING: grpc.StatusCode.UNAVAILABLE,
     Reason.BAD_WEIGHTS: grpc.StatusCode.INVALID_ARGUMENT,
+    Reason.UNAUTHENTICATED: grpc.StatusCode.UNAUTHENTICATED,
 }
 """The table of replay.proto."""
 

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from replay_server.sum_tree import SumTree
-from zero.tables import Selector, TableConfig
+from zero.tables import TableConfig
 
 
 class Draw(NamedTuple):
@@ -147,6 +147,6 @@ class PrioritizedSelector(PositionSelector):
 
 def make_selector(config: TableConfig) -> PositionSelector:
     """The selector of a table."""
-    if config.selector is Selector.PRIORITIZED:
+    if config.selector == "prioritized":
         return PrioritizedSelector(config.capacity, config.priority_exponent)
     return UniformSelector()

@@ -177,6 +177,7 @@ class Table:
             probabilities=probabilities,
             lengths=np.minimum(remaining, max(windows.values())).astype(np.int32),
             weights_versions=self._weights_versions[slots],
+            terminated=np.zeros(batch_size, np.bool_),
             table_size=self.num_steps,
         )
 

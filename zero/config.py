@@ -5,8 +5,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from zero.tables import Selector
-
 PositiveInt = Annotated[int, Field(ge=1, strict=True)]
 Count = Annotated[int, Field(ge=0, strict=True)]
 Seed = Annotated[int, Field(ge=0, lt=2**62, strict=True)]
@@ -115,7 +113,7 @@ class ReplayConfig(Section):
     min_size_to_sample: PositiveInt = 2_000
     samples_per_insert: float = Field(default=8.0, ge=0, allow_inf_nan=False)
     error_buffer: PositiveFloat = 20_000.0
-    selector: Selector = Selector.PRIORITIZED
+    selector: Literal["uniform", "prioritized"] = "prioritized"
     priority_exponent: Fraction = 0.6
     durability: Literal["memory", "redis"] = "redis"
 

@@ -33,6 +33,7 @@ def sequence_batch(batch_size: int = 4) -> SequenceBatch:
         probabilities=np.linspace(0.1, 0.4, batch_size),
         lengths=np.full(batch_size, 50, np.int32),
         weights_versions=np.ones(batch_size, np.uint64),
+        terminated=np.zeros(batch_size, np.bool_),
         table_size=100,
     )
 

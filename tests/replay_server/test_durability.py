@@ -23,7 +23,7 @@ from replay_server.server import BoundAddresses, ReplayServer, ReplayServerError
 from replay_server.write_chain import NotLastWrite
 from tests.ledger import Ledger, check_that_nothing_is_lost
 from tests.replay_server.played import played, table_config
-from zero.tables import Durability, Selector
+from zero.tables import Durability
 from zero.trajectories import PriorityUpdates, SequenceBatch
 
 
@@ -166,7 +166,7 @@ def test_the_log_is_trimmed_as_the_table_evicts(settings: ReplayServerSettings) 
 def test_priorities_survive_a_restart(settings: ReplayServerSettings) -> None:
     """Saved ones come back with their positions, those of evicted steps do not come back as somebody else's."""
     settings = replace(settings, priority_save_seconds=0.05)
-    config = table_config(capacity=10, selector=Selector.PRIORITIZED, priority_exponent=1.0)
+    config = table_config(capacity=10, selector="prioritized", priority_exponent=1.0)
     with ReplayServer(settings) as bound, ReplayClient(bound.address) as client:
         client.create_table(config)
         client.insert("games", [played(0, 7)])

@@ -10,7 +10,7 @@ import pytest
 from replay_server.client import InsertResult, ReplayClient, ReplayError
 from replay_server.server import ReplayServer, ReplayServerSettings
 from tests.replay_server.played import played, table_config
-from zero.tables import Durability, Selector, TableConfig
+from zero.tables import Durability, TableConfig
 from zero.trajectories import PriorityUpdates, Trajectory
 
 MakeTable = Callable[..., TableConfig]
@@ -95,7 +95,7 @@ def sampled_steps(client: ReplayClient, table: str) -> dict[int, bytes]:
 
 def test_memory_tables_come_back_empty_and_old_keys_miss_their_steps(settings: ReplayServerSettings) -> None:
     """After a restart the config is there, the data is not, and a key of the earlier life names nothing."""
-    config = table_config(durability=Durability.MEMORY, selector=Selector.PRIORITIZED)
+    config = table_config(durability=Durability.MEMORY, selector="prioritized")
     with ReplayServer(settings) as bound, ReplayClient(bound.address) as client:
         client.create_table(config)
         client.insert(config.name, [played(1)])

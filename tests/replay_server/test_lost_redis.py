@@ -22,7 +22,6 @@ from replay_server.redis_log import RedisLog
 from replay_server.server import ReplayServer, ReplayServerError, ReplayServerSettings, run_replay_server
 from replay_server.write_chain import NotLastWrite, WriteChain
 from tests.replay_server.played import played, table_config
-from zero.tables import Selector
 from zero.trajectories import PriorityUpdates, SequenceBatch
 
 
@@ -117,7 +116,7 @@ def test_what_redis_has_lost_it_gets_again(
 
     So do what is inserted afterwards, contents, keys, priorities and counts.
     """
-    config = table_config(capacity=60, selector=Selector.PRIORITIZED, priority_exponent=1.0)
+    config = table_config(capacity=60, selector="prioritized", priority_exponent=1.0)
     with ReplayServer(settings) as bound, ReplayClient(bound.address) as client:
         client.create_table(config)
         client.publish_weights(b"weights", 7)
@@ -154,7 +153,7 @@ def test_what_redis_has_lost_it_gets_again(
 def test_an_idle_server_notices_that_redis_is_empty(settings: ReplayServerSettings, forgetful: ForgetfulRedis) -> None:
     """Without any insert Redis has everything again soon, saved priorities too."""
     with ReplayServer(settings) as bound, ReplayClient(bound.address) as client:
-        client.create_table(table_config(selector=Selector.PRIORITIZED))
+        client.create_table(table_config(selector="prioritized"))
         client.insert("games", [played(0)])
         for restart in (False, True):
             if restart:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from replay_server.client import InsertResult, ReplayClient, ReplayError, ReplayTimeout
 from replay_server.server import BoundAddresses
 from tests.replay_server.played import SIGNATURE, played, table_config
-from zero.tables import Durability, RateLimiterConfig, Selector, TableConfig
+from zero.tables import Durability, RateLimiterConfig, TableConfig
 from zero.trajectories import PriorityUpdates, Trajectory
 from zero.wire import codec, replay_pb2
 
@@ -67,7 +67,7 @@ def test_what_is_sampled_is_what_was_inserted(
 
 def test_updates_that_ride_on_a_sample_count_before_the_draw(client: ReplayClient, make_table: MakeTable) -> None:
     """With every priority but one set to 0, the same call draws that one position alone."""
-    config = make_table(selector=Selector.PRIORITIZED)
+    config = make_table(selector="prioritized")
     client.insert(config.name, [played(1, 8)])
     keys = np.unique(client.sample(config.name, 256, {"action": 1}).keys)
     assert len(keys) == 8

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from replay_server.block import Block, decode_block
 from replay_server.table import Table
 from tests.replay_server.played import SIGNATURE, played, table_config
-from zero.tables import Selector
 from zero.trajectories import PriorityUpdates, SequenceBatch, Trajectory
 from zero.wire import codec, replay_pb2
 
@@ -63,8 +62,8 @@ inserts = st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=3).filter(la
 
 
 @settings(max_examples=60, deadline=None)
-@given(inserts, st.sampled_from(Selector), st.integers(0, 2**31))
-def test_windows_lengths_and_keys_are_those_of_a_naive_table(calls, selector: Selector, first: int) -> None:
+@given(inserts, st.sampled_from(("uniform", "prioritized")), st.integers(0, 2**31))
+def test_windows_lengths_and_keys_are_those_of_a_naive_table(calls, selector: str, first: int) -> None:
     """After any inserts, evictions and wraps every drawn row shows its own trajectory, zero beyond its end."""
     table = Table(table_config(capacity=CAPACITY, selector=selector), np.random.default_rng(0), first)
     naive = NaiveTable(inserted=first)
@@ -83,7 +82,7 @@ def test_windows_lengths_and_keys_are_those_of_a_naive_table(calls, selector: Se
 def test_probabilities_are_those_of_a_naive_table(calls, data: st.DataObject) -> None:
     """P(i) is priority^exponent over its sum; new steps have the highest priority seen; evicted keys change nothing."""
     exponent = data.draw(st.sampled_from([0.0, 0.7, 1.0]))
-    config = table_config(capacity=CAPACITY, selector=Selector.PRIORITIZED, priority_exponent=exponent)
+    config = table_config(capacity=CAPACITY, selector="prioritized", priority_exponent=exponent)
     table = Table(config, np.random.default_rng(0))
     naive = NaiveTable()
     priorities: dict[int, float] = {}
@@ -117,8 +116,8 @@ def test_probabilities_are_those_of_a_naive_table(calls, data: st.DataObject) ->
             assert probability == pytest.approx(expected, rel=1e-9)
 
 
-@pytest.mark.parametrize("selector", Selector)
-def test_positions_are_drawn_as_often_as_they_should(selector: Selector) -> None:
+@pytest.mark.parametrize("selector", ["uniform", "prioritized"])
+def test_positions_are_drawn_as_often_as_they_should(selector: str) -> None:
     """Over 40,000 draws the counts fit the stated probabilities (chi-square, p > 0.001), priority 0 is never drawn."""
     table = Table(table_config(selector=selector, priority_exponent=0.6, capacity=50), np.random.default_rng(1))
     table.append(block_of(played(0, 20)))
@@ -128,7 +127,7 @@ def test_positions_are_drawn_as_often_as_they_should(selector: Selector) -> None
     priorities = np.where(np.arange(20) % 5 == 0, 0, np.arange(20) + 1).astype(np.float32)
     table.update_priorities(PriorityUpdates(keys, priorities))
     batch = table.sample(40_000, {"action": 1})
-    weights = priorities**0.6 if selector is Selector.PRIORITIZED else np.ones(20)
+    weights = priorities**0.6 if selector == "prioritized" else np.ones(20)
     expected = weights / weights.sum() * 40_000
     counts = np.array([(batch.keys == key).sum() for key in keys])
     assert (counts[expected == 0] == 0).all()
@@ -139,7 +138,7 @@ def test_positions_are_drawn_as_often_as_they_should(selector: Selector) -> None
 
 def test_a_stale_key_never_hits_a_newer_step() -> None:
     """After a slot has been written again, a key of its earlier life is counted as evicted and changes nothing."""
-    config = table_config(capacity=10, selector=Selector.PRIORITIZED)
+    config = table_config(capacity=10, selector="prioritized")
     table = Table(config, np.random.default_rng(0))
     table.append(block_of(played(0, 10)))
     old = np.unique(table.sample(200, {"action": 1}).keys)
@@ -152,7 +151,7 @@ def test_a_stale_key_never_hits_a_newer_step() -> None:
 
 def test_keys_that_nobody_gave_out_are_ignored() -> None:
     """Slots beyond the capacity and positions of the future name nothing."""
-    table = Table(table_config(capacity=10, selector=Selector.PRIORITIZED), np.random.default_rng(0))
+    table = Table(table_config(capacity=10, selector="prioritized"), np.random.default_rng(0))
     table.append(block_of(played(0, 4)))
     keys = np.array([4, 10, 2**32 - 1, 1 << 32, 2**64 - 1, 2**63], np.uint64)
     assert table.update_priorities(PriorityUpdates(keys, np.ones(len(keys), np.float32))) == (0, len(keys))

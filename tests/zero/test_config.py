@@ -45,7 +45,7 @@ def test_text_that_is_no_toml_is_refused() -> None:
 def test_overrides_win_and_the_last_of_them_most() -> None:
     """File, then overrides in order; strings need no quotes."""
     config = parse_config("seed = 1\n[search]\nc_scale = 0.2", ["seed=2", "seed=3", "replay.selector=uniform"])
-    assert (config.seed, config.search.c_scale, config.replay.selector.value) == (3, 0.2, "uniform")
+    assert (config.seed, config.search.c_scale, config.replay.selector) == (3, 0.2, "uniform")
 
 
 def test_uncoupled_tables_need_no_buffer() -> None:

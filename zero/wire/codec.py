@@ -8,7 +8,7 @@ import numpy as np
 import zstandard
 from numpy.typing import NDArray
 
-from zero.tables import Durability, RateLimiterConfig, Selector, TableConfig
+from zero.tables import Durability, EpisodeEnd, RateLimiterConfig, SequenceRule, TableConfig
 from zero.trajectories import (
     DTYPES,
     ColumnSpec,
@@ -29,15 +29,19 @@ _INT32 = np.dtype("<i4")
 _WIRE_DTYPES = {name: np.dtype(name).newbyteorder("<") for name in DTYPES}
 _RAW = trajectory_pb2.ENCODING_RAW
 
-_SELECTORS = {
-    Selector.UNIFORM: replay_pb2.SELECTOR_UNIFORM,
-    Selector.PRIORITIZED: replay_pb2.SELECTOR_PRIORITIZED,
-}
 _DURABILITIES = {
     Durability.MEMORY: replay_pb2.DURABILITY_MEMORY,
     Durability.REDIS: replay_pb2.DURABILITY_REDIS,
+    Durability.FSYNC: replay_pb2.DURABILITY_FSYNC,
 }
-_SELECTORS_BY_NUMBER = {number: selector for selector, number in _SELECTORS.items()}
+_EPISODE_ENDS = {
+    EpisodeEnd.PAD: replay_pb2.EPISODE_END_PAD,
+    EpisodeEnd.TRUNCATE: replay_pb2.EPISODE_END_TRUNCATE,
+    EpisodeEnd.CONTINUE: replay_pb2.EPISODE_END_CONTINUE,
+}
+_EPISODE_ENDS_BY_NUMBER = {number: end for end, number in _EPISODE_ENDS.items()} | {
+    replay_pb2.EPISODE_END_UNSPECIFIED: EpisodeEnd.PAD
+}
 _DURABILITIES_BY_NUMBER = {number: durability for durability, number in _DURABILITIES.items()} | {
     replay_pb2.DURABILITY_UNSPECIFIED: Durability.REDIS
 }
@@ -54,13 +58,18 @@ class Reason(StrEnum):
     BAD_LENGTH = "BAD_LENGTH"
     BAD_DATA = "BAD_DATA"
     NOT_FINITE = "NOT_FINITE"
+    OUT_OF_RANGE = "OUT_OF_RANGE"
     BAD_PRIORITY = "BAD_PRIORITY"
     CONTENT_CONFLICT = "CONTENT_CONFLICT"
+    MISSING_CHUNK = "MISSING_CHUNK"
+    NOT_DURABLE = "NOT_DURABLE"
     MESSAGE_TOO_LARGE = "MESSAGE_TOO_LARGE"
+    TOO_BUSY = "TOO_BUSY"
     RATE_LIMITED = "RATE_LIMITED"
     STORE_UNAVAILABLE = "STORE_UNAVAILABLE"
     RECOVERING = "RECOVERING"
     BAD_WEIGHTS = "BAD_WEIGHTS"
+    UNAUTHENTICATED = "UNAUTHENTICATED"
 
 
 REASON_METADATA_KEY = "zero-reason"
@@ -266,54 +275,100 @@ def decode_trajectory(
 # --- tables ----------------------------------------------------------------------------------------------------------
 
 
-def encode_table_config(config: TableConfig) -> replay_pb2.TableConfig:
-    """Pack a table config."""
-    limiter = config.rate_limiter
-    return replay_pb2.TableConfig(
-        name=config.name,
-        signature=[
-            replay_pb2.ColumnSpec(name=spec.name, dtype=spec.dtype, shape=spec.shape) for spec in config.signature
-        ],
-        capacity=config.capacity,
-        selector=_SELECTORS[config.selector],
-        priority_exponent=config.priority_exponent,
-        rate_limiter=replay_pb2.RateLimiterConfig(
-            min_size_to_sample=limiter.min_size_to_sample,
-            samples_per_insert=limiter.samples_per_insert,
-            error_buffer=limiter.error_buffer,
-        ),
-        durability=_DURABILITIES[config.durability],
+def encode_rate_limiter(limiter: RateLimiterConfig) -> replay_pb2.RateLimiterConfig:
+    """Pack limits."""
+    return replay_pb2.RateLimiterConfig(
+        min_size_to_sample=limiter.min_size_to_sample,
+        samples_per_insert=limiter.samples_per_insert,
+        error_buffer=limiter.error_buffer,
+        queue_size=limiter.queue_size,
     )
 
 
-def decode_table_config(message: replay_pb2.TableConfig) -> TableConfig:
-    """Unpack a table config and check it.
+def decode_rate_limiter(message: replay_pb2.RateLimiterConfig) -> RateLimiterConfig:
+    """Unpack limits and check them.
 
     Raises:
         CodecError: BAD_CONFIG; the message names the field.
     """
-    selector = _SELECTORS_BY_NUMBER.get(message.selector)
+    try:
+        return RateLimiterConfig(
+            min_size_to_sample=message.min_size_to_sample,
+            samples_per_insert=message.samples_per_insert,
+            error_buffer=message.error_buffer,
+            queue_size=message.queue_size,
+        )
+    except ValueError as error:
+        raise CodecError(Reason.BAD_CONFIG, str(error)) from None
+
+
+def encode_table_config(config: TableConfig) -> replay_pb2.TableConfig:
+    """Pack a table config."""
+    rule = config.sequences
+    return replay_pb2.TableConfig(
+        name=config.name,
+        signature=[
+            replay_pb2.ColumnSpec(
+                name=spec.name, dtype=spec.dtype, shape=spec.shape, minimum=spec.minimum, maximum=spec.maximum
+            )
+            for spec in config.signature
+        ],
+        capacity=config.capacity,
+        selector=config.selector,
+        priority_exponent=config.priority_exponent,
+        rate_limiter=encode_rate_limiter(config.rate_limiter),
+        durability=_DURABILITIES[config.durability],
+        remover=config.remover,
+        max_times_sampled=config.max_times_sampled,
+        sequences=replay_pb2.SequenceRule(
+            length=rule.length, period=rule.period, episode_end=_EPISODE_ENDS[rule.episode_end]
+        ),
+    )
+
+
+def decode_table_config(message: replay_pb2.TableConfig) -> TableConfig:
+    """Unpack a table config and check it; whether the server has the selector and the remover is its own matter.
+
+    Raises:
+        CodecError: BAD_CONFIG; the message names the field.
+    """
     durability = _DURABILITIES_BY_NUMBER.get(message.durability)
-    if selector is None:
-        raise CodecError(Reason.BAD_CONFIG, f"selector {message.selector} is not known")
     if durability is None:
         raise CodecError(Reason.BAD_CONFIG, f"durability {message.durability} is not known")
     try:
         return TableConfig(
             name=message.name,
-            signature=tuple(ColumnSpec(spec.name, spec.dtype, tuple(spec.shape)) for spec in message.signature),
+            signature=tuple(_column_spec(spec) for spec in message.signature),
             capacity=message.capacity,
-            selector=selector,
+            selector=message.selector,
             priority_exponent=message.priority_exponent,
-            rate_limiter=RateLimiterConfig(
-                min_size_to_sample=message.rate_limiter.min_size_to_sample,
-                samples_per_insert=message.rate_limiter.samples_per_insert,
-                error_buffer=message.rate_limiter.error_buffer,
-            ),
+            rate_limiter=decode_rate_limiter(message.rate_limiter),
             durability=durability,
+            remover=message.remover or "fifo",
+            max_times_sampled=message.max_times_sampled,
+            sequences=_sequence_rule(message.sequences) if message.HasField("sequences") else SequenceRule(),
         )
+    except CodecError:
+        raise
     except ValueError as error:
         raise CodecError(Reason.BAD_CONFIG, str(error)) from None
+
+
+def _column_spec(message: replay_pb2.ColumnSpec) -> ColumnSpec:
+    return ColumnSpec(
+        message.name,
+        message.dtype,
+        tuple(message.shape),
+        message.minimum if message.HasField("minimum") else None,
+        message.maximum if message.HasField("maximum") else None,
+    )
+
+
+def _sequence_rule(message: replay_pb2.SequenceRule) -> SequenceRule:
+    episode_end = _EPISODE_ENDS_BY_NUMBER.get(message.episode_end)
+    if episode_end is None:
+        raise CodecError(Reason.BAD_CONFIG, f"episode_end {message.episode_end} is not known")
+    return SequenceRule(message.length, message.period, episode_end)
 
 
 # --- priorities ------------------------------------------------------------------------------------------------------
@@ -362,6 +417,7 @@ def encode_sequence_batch(batch: SequenceBatch) -> replay_pb2.SampleResponse:
         lengths=batch.lengths.astype(_INT32, copy=False).tobytes(),
         weights_versions=batch.weights_versions.astype(_UINT64, copy=False).tobytes(),
         table_size=batch.table_size,
+        terminated=batch.terminated.tobytes(),
     )
 
 
@@ -384,6 +440,7 @@ def decode_sequence_batch(message: replay_pb2.SampleResponse) -> SequenceBatch:
         probabilities=_vector(message.probabilities, _FLOAT64, "probabilities").astype(np.float64, copy=False),
         lengths=_vector(message.lengths, _INT32, "lengths").astype(np.int32, copy=False),
         weights_versions=_vector(message.weights_versions, _UINT64, "weights_versions").astype(np.uint64, copy=False),
+        terminated=np.frombuffer(message.terminated, np.bool_),
         table_size=message.table_size,
     )
 

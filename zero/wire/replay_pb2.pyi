@@ -16,13 +16,19 @@ stable reason that programs may rely on:
                                             call larger than the rate limiter's error buffer
   BAD_DATA             INVALID_ARGUMENT     bytes do not match dtype and shape, or cannot be unpacked
   NOT_FINITE           INVALID_ARGUMENT     NaN or infinity in a float column, a stat or a priority
+  OUT_OF_RANGE         INVALID_ARGUMENT     a value outside of its column's minimum and maximum
   BAD_PRIORITY         INVALID_ARGUMENT     a negative priority
   CONTENT_CONFLICT     ALREADY_EXISTS       a known trajectory id with other content
+  MISSING_CHUNK        FAILED_PRECONDITION  a chunk whose predecessor has not come; send that one first
+  NOT_DURABLE          FAILED_PRECONDITION  the table promises more than Redis gives now; nothing was stored
   MESSAGE_TOO_LARGE    RESOURCE_EXHAUSTED   larger than the server's message limit
+  TOO_BUSY             RESOURCE_EXHAUSTED   too many bytes or calls in flight; try again after the google.rpc.RetryInfo
+                                            in the status details
   RATE_LIMITED         DEADLINE_EXCEEDED    the rate limiter held the call until its deadline; try again
   STORE_UNAVAILABLE    UNAVAILABLE          the durable store did not take it; nothing was stored; try again
   RECOVERING           UNAVAILABLE          the server is loading its log; try again
   BAD_WEIGHTS          INVALID_ARGUMENT     weights whose chunks do not add up to the declared size and sha256
+  UNAUTHENTICATED      UNAUTHENTICATED      no token, or one that the server does not know
 """
 
 from collections import abc as _abc
@@ -42,30 +48,6 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
-class _Selector:
-    ValueType = _typing.NewType("ValueType", _builtins.int)
-    V: _TypeAlias = ValueType  # noqa: Y015
-
-class _SelectorEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Selector.ValueType], _builtins.type):
-    DESCRIPTOR: _descriptor.EnumDescriptor
-    SELECTOR_UNSPECIFIED: _Selector.ValueType  # 0
-    """Not set; refused."""
-    SELECTOR_UNIFORM: _Selector.ValueType  # 1
-    """Every stored position is equally likely."""
-    SELECTOR_PRIORITIZED: _Selector.ValueType  # 2
-    """A position is drawn with probability proportional to priority ^ priority_exponent."""
-
-class Selector(_Selector, metaclass=_SelectorEnumTypeWrapper):
-    """How positions are drawn."""
-
-SELECTOR_UNSPECIFIED: Selector.ValueType  # 0
-"""Not set; refused."""
-SELECTOR_UNIFORM: Selector.ValueType  # 1
-"""Every stored position is equally likely."""
-SELECTOR_PRIORITIZED: Selector.ValueType  # 2
-"""A position is drawn with probability proportional to priority ^ priority_exponent."""
-Global___Selector: _TypeAlias = Selector  # noqa: Y015
-
 class _Durability:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -78,6 +60,8 @@ class _DurabilityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Durability
     """Kept in the server's memory only."""
     DURABILITY_REDIS: _Durability.ValueType  # 2
     """Redis has it, with whatever Redis's own `appendfsync` gives; survives the death of the replay server."""
+    DURABILITY_FSYNC: _Durability.ValueType  # 3
+    """Redis has flushed it to its disk; survives a power cut. Refused where Redis does not give that."""
 
 class Durability(_Durability, metaclass=_DurabilityEnumTypeWrapper):
     """How durable an acknowledged insert is."""
@@ -88,7 +72,37 @@ DURABILITY_MEMORY: Durability.ValueType  # 1
 """Kept in the server's memory only."""
 DURABILITY_REDIS: Durability.ValueType  # 2
 """Redis has it, with whatever Redis's own `appendfsync` gives; survives the death of the replay server."""
+DURABILITY_FSYNC: Durability.ValueType  # 3
+"""Redis has flushed it to its disk; survives a power cut. Refused where Redis does not give that."""
 Global___Durability: _TypeAlias = Durability  # noqa: Y015
+
+class _EpisodeEnd:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _EpisodeEndEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EpisodeEnd.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    EPISODE_END_UNSPECIFIED: _EpisodeEnd.ValueType  # 0
+    """Not set; read as EPISODE_END_PAD."""
+    EPISODE_END_PAD: _EpisodeEnd.ValueType  # 1
+    """They are zero beyond the end; `lengths` says so."""
+    EPISODE_END_TRUNCATE: _EpisodeEnd.ValueType  # 2
+    """They stop short of it: a position is drawn only if a whole sequence of SequenceRule.length begins there."""
+    EPISODE_END_CONTINUE: _EpisodeEnd.ValueType  # 3
+    """They go on in the next trajectory that the same actor inserted, if there is one."""
+
+class EpisodeEnd(_EpisodeEnd, metaclass=_EpisodeEndEnumTypeWrapper):
+    """What sequences do where a trajectory ends."""
+
+EPISODE_END_UNSPECIFIED: EpisodeEnd.ValueType  # 0
+"""Not set; read as EPISODE_END_PAD."""
+EPISODE_END_PAD: EpisodeEnd.ValueType  # 1
+"""They are zero beyond the end; `lengths` says so."""
+EPISODE_END_TRUNCATE: EpisodeEnd.ValueType  # 2
+"""They stop short of it: a position is drawn only if a whole sequence of SequenceRule.length begins there."""
+EPISODE_END_CONTINUE: EpisodeEnd.ValueType  # 3
+"""They go on in the next trajectory that the same actor inserted, if there is one."""
+Global___EpisodeEnd: _TypeAlias = EpisodeEnd  # noqa: Y015
 
 @_typing.final
 class ColumnSpec(_message.Message):
@@ -99,10 +113,16 @@ class ColumnSpec(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     DTYPE_FIELD_NUMBER: _builtins.int
     SHAPE_FIELD_NUMBER: _builtins.int
+    MINIMUM_FIELD_NUMBER: _builtins.int
+    MAXIMUM_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The column's name."""
     dtype: _builtins.str
     """As in Column.dtype."""
+    minimum: _builtins.float
+    """The smallest value allowed; no bound if not set."""
+    maximum: _builtins.float
+    """The largest value allowed; no bound if not set."""
     @_builtins.property
     def shape(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The shape of one step, without the time axis; empty for scalars."""
@@ -113,31 +133,79 @@ class ColumnSpec(_message.Message):
         name: _builtins.str = ...,
         dtype: _builtins.str = ...,
         shape: _abc.Iterable[_builtins.int] | None = ...,
+        minimum: _builtins.float | None = ...,
+        maximum: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_maximum", b"_maximum", "_minimum", b"_minimum", "maximum", b"maximum", "minimum", b"minimum"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dtype", b"dtype", "name", b"name", "shape", b"shape"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_maximum", b"_maximum", "_minimum", b"_minimum", "dtype", b"dtype", "maximum", b"maximum", "minimum", b"minimum", "name", b"name", "shape", b"shape"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__maximum: _TypeAlias = _typing.Literal["maximum"]  # noqa: Y015
+    _WhichOneofArgType__maximum: _TypeAlias = _typing.Literal["_maximum", b"_maximum"]  # noqa: Y015
+    _WhichOneofReturnType__minimum: _TypeAlias = _typing.Literal["minimum"]  # noqa: Y015
+    _WhichOneofArgType__minimum: _TypeAlias = _typing.Literal["_minimum", b"_minimum"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__maximum) -> _WhichOneofReturnType__maximum | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__minimum) -> _WhichOneofReturnType__minimum | None: ...
 
 Global___ColumnSpec: _TypeAlias = ColumnSpec  # noqa: Y015
 
 @_typing.final
+class SequenceRule(_message.Message):
+    """Which stored steps are items, that is, positions that may be drawn."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LENGTH_FIELD_NUMBER: _builtins.int
+    PERIOD_FIELD_NUMBER: _builtins.int
+    EPISODE_END_FIELD_NUMBER: _builtins.int
+    length: _builtins.int
+    """Steps of a whole sequence; at least 1. Matters to EPISODE_END_TRUNCATE."""
+    period: _builtins.int
+    """Every how many steps of a trajectory an item begins; 1 for every step, 0 for the first step only: whole
+    trajectories.
+    """
+    episode_end: Global___EpisodeEnd.ValueType
+    """What sequences do where a trajectory ends."""
+    def __init__(
+        self,
+        *,
+        length: _builtins.int = ...,
+        period: _builtins.int = ...,
+        episode_end: Global___EpisodeEnd.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["episode_end", b"episode_end", "length", b"length", "period", b"period"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SequenceRule: _TypeAlias = SequenceRule  # noqa: Y015
+
+@_typing.final
 class RateLimiterConfig(_message.Message):
-    """When inserts and samples wait. One sample is one drawn position, one insert is one inserted step."""
+    """When inserts and samples wait. One sample is one drawn position, one insert is one item (a step, where every step may
+    be drawn).
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     MIN_SIZE_TO_SAMPLE_FIELD_NUMBER: _builtins.int
     SAMPLES_PER_INSERT_FIELD_NUMBER: _builtins.int
     ERROR_BUFFER_FIELD_NUMBER: _builtins.int
+    QUEUE_SIZE_FIELD_NUMBER: _builtins.int
     min_size_to_sample: _builtins.int
-    """No sample before the table holds this many steps; at least 1."""
+    """No sample before this many items were inserted; at least 1."""
     samples_per_insert: _builtins.float
     """Samples per insert to aim for; 0 for no coupling of the two."""
     error_buffer: _builtins.float
     """How many samples the two may be apart, either way, from `samples_per_insert` x inserts; counted from the moment
     when the table reached min_size_to_sample. Must leave room for one call on each side.
+    """
+    queue_size: _builtins.int
+    """Inserts wait while the table holds this many items, samples wait for what is stored; 0 for no such bound. What makes
+    a queue out of a table that hands out every item once.
     """
     def __init__(
         self,
@@ -145,10 +213,11 @@ class RateLimiterConfig(_message.Message):
         min_size_to_sample: _builtins.int = ...,
         samples_per_insert: _builtins.float = ...,
         error_buffer: _builtins.float = ...,
+        queue_size: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["error_buffer", b"error_buffer", "min_size_to_sample", b"min_size_to_sample", "samples_per_insert", b"samples_per_insert"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error_buffer", b"error_buffer", "min_size_to_sample", b"min_size_to_sample", "queue_size", b"queue_size", "samples_per_insert", b"samples_per_insert"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -156,7 +225,7 @@ Global___RateLimiterConfig: _TypeAlias = RateLimiterConfig  # noqa: Y015
 
 @_typing.final
 class TableConfig(_message.Message):
-    """What a table is: signature x selector x rate limiter x capacity. Eviction is first in, first out, by trajectory."""
+    """What a table is: signature x sequences x selector x remover x rate limiter x capacity x durability."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -167,16 +236,27 @@ class TableConfig(_message.Message):
     PRIORITY_EXPONENT_FIELD_NUMBER: _builtins.int
     RATE_LIMITER_FIELD_NUMBER: _builtins.int
     DURABILITY_FIELD_NUMBER: _builtins.int
+    REMOVER_FIELD_NUMBER: _builtins.int
+    MAX_TIMES_SAMPLED_FIELD_NUMBER: _builtins.int
+    SEQUENCES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """1 to 64 characters out of a-z, 0-9, '-', '_' and '.'."""
     capacity: _builtins.int
-    """The most steps kept; the oldest trajectories make room."""
-    selector: Global___Selector.ValueType
-    """How positions are drawn."""
+    """The most steps kept; trajectories chosen by the remover make room."""
+    selector: _builtins.str
+    """How items are drawn: "uniform"; "prioritized", with probability proportional to priority ^ priority_exponent;
+    "fifo", the oldest; "lifo", the newest; "max_heap", the highest priority; "min_heap", the lowest.
+    """
     priority_exponent: _builtins.float
-    """The exponent of SELECTOR_PRIORITIZED, 0 to 1; new steps get the highest priority seen."""
+    """The exponent of "prioritized", 0 to 1."""
     durability: Global___Durability.ValueType
     """How durable an acknowledged insert is."""
+    remover: _builtins.str
+    """Which trajectory makes room: "fifo", also if empty, the oldest; "lifo", the newest; "random", any; "max_heap", the
+    one with the highest priority; "min_heap", the lowest. A trajectory's priority is the highest of its items.
+    """
+    max_times_sampled: _builtins.int
+    """How often an item may be drawn; it is removed then, and a trajectory with its last item. 0 for any number of times."""
     @_builtins.property
     def signature(self) -> _containers.RepeatedCompositeFieldContainer[Global___ColumnSpec]:
         """The columns of every trajectory in the table, by name."""
@@ -185,20 +265,27 @@ class TableConfig(_message.Message):
     def rate_limiter(self) -> Global___RateLimiterConfig:
         """When calls wait."""
 
+    @_builtins.property
+    def sequences(self) -> Global___SequenceRule:
+        """Which steps are items."""
+
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         signature: _abc.Iterable[Global___ColumnSpec] | None = ...,
         capacity: _builtins.int = ...,
-        selector: Global___Selector.ValueType = ...,
+        selector: _builtins.str = ...,
         priority_exponent: _builtins.float = ...,
         rate_limiter: Global___RateLimiterConfig | None = ...,
         durability: Global___Durability.ValueType = ...,
+        remover: _builtins.str = ...,
+        max_times_sampled: _builtins.int = ...,
+        sequences: Global___SequenceRule | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["rate_limiter", b"rate_limiter"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["rate_limiter", b"rate_limiter", "sequences", b"sequences"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["capacity", b"capacity", "durability", b"durability", "name", b"name", "priority_exponent", b"priority_exponent", "rate_limiter", b"rate_limiter", "selector", b"selector", "signature", b"signature"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["capacity", b"capacity", "durability", b"durability", "max_times_sampled", b"max_times_sampled", "name", b"name", "priority_exponent", b"priority_exponent", "rate_limiter", b"rate_limiter", "remover", b"remover", "selector", b"selector", "sequences", b"sequences", "signature", b"signature"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -251,32 +338,254 @@ class CreateTableResponse(_message.Message):
 Global___CreateTableResponse: _TypeAlias = CreateTableResponse  # noqa: Y015
 
 @_typing.final
+class SetRateLimiterRequest(_message.Message):
+    """Asks for other limits."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TABLE_FIELD_NUMBER: _builtins.int
+    RATE_LIMITER_FIELD_NUMBER: _builtins.int
+    table: _builtins.str
+    """The table's name."""
+    @_builtins.property
+    def rate_limiter(self) -> Global___RateLimiterConfig:
+        """In force from now on, also after a restart."""
+
+    def __init__(
+        self,
+        *,
+        table: _builtins.str = ...,
+        rate_limiter: Global___RateLimiterConfig | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["rate_limiter", b"rate_limiter"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["rate_limiter", b"rate_limiter", "table", b"table"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetRateLimiterRequest: _TypeAlias = SetRateLimiterRequest  # noqa: Y015
+
+@_typing.final
+class SetRateLimiterResponse(_message.Message):
+    """Acknowledges new limits."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetRateLimiterResponse: _TypeAlias = SetRateLimiterResponse  # noqa: Y015
+
+@_typing.final
+class ResetTableRequest(_message.Message):
+    """Asks for an empty table."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TABLE_FIELD_NUMBER: _builtins.int
+    table: _builtins.str
+    """The table's name."""
+    def __init__(
+        self,
+        *,
+        table: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["table", b"table"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResetTableRequest: _TypeAlias = ResetTableRequest  # noqa: Y015
+
+@_typing.final
+class ResetTableResponse(_message.Message):
+    """Acknowledges a reset."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DELETED_FIELD_NUMBER: _builtins.int
+    deleted: _builtins.int
+    """How many trajectories were deleted."""
+    def __init__(
+        self,
+        *,
+        deleted: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deleted", b"deleted"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResetTableResponse: _TypeAlias = ResetTableResponse  # noqa: Y015
+
+@_typing.final
+class DeleteTableRequest(_message.Message):
+    """Asks for a table's end."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TABLE_FIELD_NUMBER: _builtins.int
+    table: _builtins.str
+    """The table's name."""
+    def __init__(
+        self,
+        *,
+        table: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["table", b"table"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteTableRequest: _TypeAlias = DeleteTableRequest  # noqa: Y015
+
+@_typing.final
+class DeleteTableResponse(_message.Message):
+    """Acknowledges the end of a table."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteTableResponse: _TypeAlias = DeleteTableResponse  # noqa: Y015
+
+@_typing.final
 class InsertRequest(_message.Message):
-    """Trajectories for one table."""
+    """Trajectories for a table, or for several."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     TABLE_FIELD_NUMBER: _builtins.int
     TRAJECTORIES_FIELD_NUMBER: _builtins.int
+    MORE_TABLES_FIELD_NUMBER: _builtins.int
     table: _builtins.str
     """The table's name."""
     @_builtins.property
     def trajectories(self) -> _containers.RepeatedCompositeFieldContainer[_trajectory_pb2.Trajectory]:
-        """At least one."""
+        """At least one; chunks of one trajectory in their order."""
+
+    @_builtins.property
+    def more_tables(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Further tables that get the same."""
 
     def __init__(
         self,
         *,
         table: _builtins.str = ...,
         trajectories: _abc.Iterable[_trajectory_pb2.Trajectory] | None = ...,
+        more_tables: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["table", b"table", "trajectories", b"trajectories"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["more_tables", b"more_tables", "table", b"table", "trajectories", b"trajectories"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___InsertRequest: _TypeAlias = InsertRequest  # noqa: Y015
+
+@_typing.final
+class Refused(_message.Message):
+    """Why a request on a stream was refused; see the list at the top."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REASON_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    RETRY_AFTER_MS_FIELD_NUMBER: _builtins.int
+    reason: _builtins.str
+    """The reason."""
+    message: _builtins.str
+    """One line for a person."""
+    retry_after_ms: _builtins.int
+    """Try again after so many milliseconds; 0 if trying again does not help."""
+    def __init__(
+        self,
+        *,
+        reason: _builtins.str = ...,
+        message: _builtins.str = ...,
+        retry_after_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "reason", b"reason", "retry_after_ms", b"retry_after_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Refused: _TypeAlias = Refused  # noqa: Y015
+
+@_typing.final
+class InsertStreamRequest(_message.Message):
+    """One insert on a stream."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSERT_FIELD_NUMBER: _builtins.int
+    HOLD_SECONDS_FIELD_NUMBER: _builtins.int
+    hold_seconds: _builtins.float
+    """How long the rate limiter may hold it, in seconds; at most 60, 0 is read as 20."""
+    @_builtins.property
+    def insert(self) -> Global___InsertRequest:
+        """What to insert."""
+
+    def __init__(
+        self,
+        *,
+        insert: Global___InsertRequest | None = ...,
+        hold_seconds: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["insert", b"insert"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hold_seconds", b"hold_seconds", "insert", b"insert"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___InsertStreamRequest: _TypeAlias = InsertStreamRequest  # noqa: Y015
+
+@_typing.final
+class InsertStreamResponse(_message.Message):
+    """Acknowledges one insert on a stream."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSERTED_FIELD_NUMBER: _builtins.int
+    REFUSED_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def inserted(self) -> Global___InsertResponse:
+        """What became of it."""
+
+    @_builtins.property
+    def refused(self) -> Global___Refused:
+        """Set if it was refused; nothing of it was stored."""
+
+    def __init__(
+        self,
+        *,
+        inserted: Global___InsertResponse | None = ...,
+        refused: Global___Refused | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["inserted", b"inserted", "refused", b"refused"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["inserted", b"inserted", "refused", b"refused"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___InsertStreamResponse: _TypeAlias = InsertStreamResponse  # noqa: Y015
 
 @_typing.final
 class InsertResponse(_message.Message):
@@ -287,9 +596,9 @@ class InsertResponse(_message.Message):
     STORED_FIELD_NUMBER: _builtins.int
     DUPLICATES_FIELD_NUMBER: _builtins.int
     stored: _builtins.int
-    """How many were new."""
+    """How many were new, over all tables."""
     duplicates: _builtins.int
-    """How many were known already, with the same content."""
+    """How many were known already, with the same content, over all tables."""
     def __init__(
         self,
         *,
@@ -306,29 +615,128 @@ Global___InsertResponse: _TypeAlias = InsertResponse  # noqa: Y015
 
 @_typing.final
 class ColumnWindow(_message.Message):
-    """How much of a column a sequence shows."""
+    """What of a column a sequence shows."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     NAME_FIELD_NUMBER: _builtins.int
     LENGTH_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
+    ALIAS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The column's name."""
     length: _builtins.int
-    """Steps from the drawn position on; at least 1."""
+    """Steps; at least 1."""
+    offset: _builtins.int
+    """Steps between the drawn position and the first one shown; at least 0."""
+    alias: _builtins.str
+    """The name in the answer; the column's if empty. Needed to show a column twice."""
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         length: _builtins.int = ...,
+        offset: _builtins.int = ...,
+        alias: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["length", b"length", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "length", b"length", "name", b"name", "offset", b"offset"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ColumnWindow: _TypeAlias = ColumnWindow  # noqa: Y015
+
+@_typing.final
+class StepFilter(_message.Message):
+    """Only steps of trajectories that match may be drawn."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MAX_AGE_SECONDS_FIELD_NUMBER: _builtins.int
+    MIN_WEIGHTS_VERSION_FIELD_NUMBER: _builtins.int
+    max_age_seconds: _builtins.float
+    """Stored at most so many seconds ago; any age if 0."""
+    min_weights_version: _builtins.int
+    """Played by weights of at least this version."""
+    def __init__(
+        self,
+        *,
+        max_age_seconds: _builtins.float = ...,
+        min_weights_version: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_age_seconds", b"max_age_seconds", "min_weights_version", b"min_weights_version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StepFilter: _TypeAlias = StepFilter  # noqa: Y015
+
+@_typing.final
+class NStep(_message.Message):
+    """Asks for n-step returns: two more columns, float32 [batch_size]. `n_step_return` is the discounted sum of at most
+    `steps` rewards from the drawn position on; `n_step_discount` is what a value after them is multiplied with: discount
+    ^ (number of summed steps), 0 if the trajectory terminated among them.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REWARD_COLUMN_FIELD_NUMBER: _builtins.int
+    DISCOUNT_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
+    reward_column: _builtins.str
+    """A scalar float column."""
+    discount: _builtins.float
+    """Per step, 0 to 1."""
+    steps: _builtins.int
+    """At least 1."""
+    def __init__(
+        self,
+        *,
+        reward_column: _builtins.str = ...,
+        discount: _builtins.float = ...,
+        steps: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["discount", b"discount", "reward_column", b"reward_column", "steps", b"steps"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NStep: _TypeAlias = NStep  # noqa: Y015
+
+@_typing.final
+class TableShare(_message.Message):
+    """A table's part in a batch."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TABLE_FIELD_NUMBER: _builtins.int
+    FRACTION_FIELD_NUMBER: _builtins.int
+    UPDATES_FIELD_NUMBER: _builtins.int
+    table: _builtins.str
+    """The table's name."""
+    fraction: _builtins.float
+    """Its share of the batch; the shares add up to 1. Counts are rounded at random so that they hold on average."""
+    @_builtins.property
+    def updates(self) -> Global___PriorityUpdates:
+        """Applied before drawing."""
+
+    def __init__(
+        self,
+        *,
+        table: _builtins.str = ...,
+        fraction: _builtins.float = ...,
+        updates: Global___PriorityUpdates | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["updates", b"updates"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fraction", b"fraction", "table", b"table", "updates", b"updates"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TableShare: _TypeAlias = TableShare  # noqa: Y015
 
 @_typing.final
 class PriorityUpdates(_message.Message):
@@ -366,17 +774,35 @@ class SampleRequest(_message.Message):
     BATCH_SIZE_FIELD_NUMBER: _builtins.int
     WINDOWS_FIELD_NUMBER: _builtins.int
     UPDATES_FIELD_NUMBER: _builtins.int
+    IMPORTANCE_SAMPLING_EXPONENT_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    MIX_FIELD_NUMBER: _builtins.int
+    N_STEP_FIELD_NUMBER: _builtins.int
     table: _builtins.str
     """The table's name."""
     batch_size: _builtins.int
     """How many positions to draw, with replacement."""
+    importance_sampling_exponent: _builtins.float
+    """If not 0, importance weights are computed with this exponent."""
     @_builtins.property
     def windows(self) -> _containers.RepeatedCompositeFieldContainer[Global___ColumnWindow]:
-        """Which columns, and how many steps of each."""
+        """Which columns, and which steps of each."""
 
     @_builtins.property
     def updates(self) -> Global___PriorityUpdates:
         """Applied before drawing."""
+
+    @_builtins.property
+    def filter(self) -> Global___StepFilter:
+        """What may be drawn; everything if not set."""
+
+    @_builtins.property
+    def mix(self) -> _containers.RepeatedCompositeFieldContainer[Global___TableShare]:
+        """Instead of `table` and `updates`: several tables. Rows come grouped by table, in this order."""
+
+    @_builtins.property
+    def n_step(self) -> Global___NStep:
+        """Computed from the rewards at the time of drawing; not at all if not set."""
 
     def __init__(
         self,
@@ -385,19 +811,81 @@ class SampleRequest(_message.Message):
         batch_size: _builtins.int = ...,
         windows: _abc.Iterable[Global___ColumnWindow] | None = ...,
         updates: Global___PriorityUpdates | None = ...,
+        importance_sampling_exponent: _builtins.float = ...,
+        filter: Global___StepFilter | None = ...,
+        mix: _abc.Iterable[Global___TableShare] | None = ...,
+        n_step: Global___NStep | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["updates", b"updates"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "n_step", b"n_step", "updates", b"updates"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_size", b"batch_size", "table", b"table", "updates", b"updates", "windows", b"windows"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_size", b"batch_size", "filter", b"filter", "importance_sampling_exponent", b"importance_sampling_exponent", "mix", b"mix", "n_step", b"n_step", "table", b"table", "updates", b"updates", "windows", b"windows"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SampleRequest: _TypeAlias = SampleRequest  # noqa: Y015
 
 @_typing.final
+class SampleStreamRequest(_message.Message):
+    """One sample on a stream."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SAMPLE_FIELD_NUMBER: _builtins.int
+    HOLD_SECONDS_FIELD_NUMBER: _builtins.int
+    hold_seconds: _builtins.float
+    """How long the rate limiter may hold it, in seconds; at most 60, 0 is read as 20."""
+    @_builtins.property
+    def sample(self) -> Global___SampleRequest:
+        """What to draw."""
+
+    def __init__(
+        self,
+        *,
+        sample: Global___SampleRequest | None = ...,
+        hold_seconds: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["sample", b"sample"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hold_seconds", b"hold_seconds", "sample", b"sample"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SampleStreamRequest: _TypeAlias = SampleStreamRequest  # noqa: Y015
+
+@_typing.final
+class SampleStreamResponse(_message.Message):
+    """A batch on a stream."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SAMPLED_FIELD_NUMBER: _builtins.int
+    REFUSED_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def sampled(self) -> Global___SampleResponse:
+        """What was drawn."""
+
+    @_builtins.property
+    def refused(self) -> Global___Refused:
+        """Set if it was refused; nothing was drawn. Priority updates may have been applied."""
+
+    def __init__(
+        self,
+        *,
+        sampled: Global___SampleResponse | None = ...,
+        refused: Global___Refused | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["refused", b"refused", "sampled", b"sampled"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["refused", b"refused", "sampled", b"sampled"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SampleStreamResponse: _TypeAlias = SampleStreamResponse  # noqa: Y015
+
+@_typing.final
 class SampleResponse(_message.Message):
-    """A batch of sequences. Column c is [batch_size, window of c, ...]: row i shows the trajectory from the drawn position on,
-    zero beyond the trajectory's end.
+    """A batch of sequences. Column c is [batch_size, window of c, ...]: row i shows the trajectory from the drawn position
+    (and the window's offset) on, zero beyond the trajectory's end.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -408,21 +896,34 @@ class SampleResponse(_message.Message):
     LENGTHS_FIELD_NUMBER: _builtins.int
     WEIGHTS_VERSIONS_FIELD_NUMBER: _builtins.int
     TABLE_SIZE_FIELD_NUMBER: _builtins.int
+    IMPORTANCE_WEIGHTS_FIELD_NUMBER: _builtins.int
+    TERMINATED_FIELD_NUMBER: _builtins.int
+    ROWS_PER_TABLE_FIELD_NUMBER: _builtins.int
     keys: _builtins.bytes
     """One uint64 per row, little-endian: generation << 32 | slot. Names the drawn position for priority updates."""
     probabilities: _builtins.bytes
     """One float64 per row, little-endian: the probability with which the position was drawn."""
     lengths: _builtins.bytes
-    """One int32 per row, little-endian: how many steps the trajectory has from the drawn position on, at most the
-    longest window asked for.
+    """One int32 per row, little-endian: how many steps there are from the drawn position on, at most as many as the windows
+    reach.
     """
     weights_versions: _builtins.bytes
     """One uint64 per row, little-endian: the version of the weights that played the trajectory."""
     table_size: _builtins.int
-    """Stored steps at the time of drawing: the N of importance weights (N x probability) ^ -exponent."""
+    """Items stored at the time of drawing: the N of importance weights (N x probability) ^ -exponent. Of a mix, the sum."""
+    importance_weights: _builtins.bytes
+    """If asked for, one float32 per row, little-endian: (N x probability) ^ -exponent by the row's own table, divided by the
+    largest of the batch.
+    """
+    terminated: _builtins.bytes
+    """One byte per row: 1 if the trajectory ended by its rules within `lengths`, else 0."""
     @_builtins.property
     def columns(self) -> _containers.RepeatedCompositeFieldContainer[_trajectory_pb2.Column]:
         """The columns, raw, in the order of the request."""
+
+    @_builtins.property
+    def rows_per_table(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Of a mix: how many rows each table gave, in the order of the request."""
 
     def __init__(
         self,
@@ -433,10 +934,13 @@ class SampleResponse(_message.Message):
         lengths: _builtins.bytes = ...,
         weights_versions: _builtins.bytes = ...,
         table_size: _builtins.int = ...,
+        importance_weights: _builtins.bytes = ...,
+        terminated: _builtins.bytes = ...,
+        rows_per_table: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["columns", b"columns", "keys", b"keys", "lengths", b"lengths", "probabilities", b"probabilities", "table_size", b"table_size", "weights_versions", b"weights_versions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["columns", b"columns", "importance_weights", b"importance_weights", "keys", b"keys", "lengths", b"lengths", "probabilities", b"probabilities", "rows_per_table", b"rows_per_table", "table_size", b"table_size", "terminated", b"terminated", "weights_versions", b"weights_versions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -497,6 +1001,314 @@ class UpdatePrioritiesResponse(_message.Message):
 Global___UpdatePrioritiesResponse: _TypeAlias = UpdatePrioritiesResponse  # noqa: Y015
 
 @_typing.final
+class UpdateColumnsRequest(_message.Message):
+    """Replaces values."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TABLE_FIELD_NUMBER: _builtins.int
+    KEYS_FIELD_NUMBER: _builtins.int
+    COLUMNS_FIELD_NUMBER: _builtins.int
+    table: _builtins.str
+    """The table's name."""
+    keys: _builtins.bytes
+    """Keys as SampleResponse.keys gave them, N of them, none twice."""
+    @_builtins.property
+    def columns(self) -> _containers.RepeatedCompositeFieldContainer[_trajectory_pb2.Column]:
+        """The new values [N, ...] of any columns of the table."""
+
+    def __init__(
+        self,
+        *,
+        table: _builtins.str = ...,
+        keys: _builtins.bytes = ...,
+        columns: _abc.Iterable[_trajectory_pb2.Column] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["columns", b"columns", "keys", b"keys", "table", b"table"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateColumnsRequest: _TypeAlias = UpdateColumnsRequest  # noqa: Y015
+
+@_typing.final
+class UpdateColumnsResponse(_message.Message):
+    """Says what became of the new values."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UPDATED_FIELD_NUMBER: _builtins.int
+    EVICTED_FIELD_NUMBER: _builtins.int
+    updated: _builtins.int
+    """Steps updated."""
+    evicted: _builtins.int
+    """Steps no longer stored."""
+    def __init__(
+        self,
+        *,
+        updated: _builtins.int = ...,
+        evicted: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["evicted", b"evicted", "updated", b"updated"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateColumnsResponse: _TypeAlias = UpdateColumnsResponse  # noqa: Y015
+
+@_typing.final
+class StatRange(_message.Message):
+    """What a stat must be."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    MINIMUM_FIELD_NUMBER: _builtins.int
+    MAXIMUM_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The stat's name; a trajectory without it does not match."""
+    minimum: _builtins.float
+    """At least; no bound if not set."""
+    maximum: _builtins.float
+    """At most; no bound if not set."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        minimum: _builtins.float | None = ...,
+        maximum: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_maximum", b"_maximum", "_minimum", b"_minimum", "maximum", b"maximum", "minimum", b"minimum"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_maximum", b"_maximum", "_minimum", b"_minimum", "maximum", b"maximum", "minimum", b"minimum", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__maximum: _TypeAlias = _typing.Literal["maximum"]  # noqa: Y015
+    _WhichOneofArgType__maximum: _TypeAlias = _typing.Literal["_maximum", b"_maximum"]  # noqa: Y015
+    _WhichOneofReturnType__minimum: _TypeAlias = _typing.Literal["minimum"]  # noqa: Y015
+    _WhichOneofArgType__minimum: _TypeAlias = _typing.Literal["_minimum", b"_minimum"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__maximum) -> _WhichOneofReturnType__maximum | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__minimum) -> _WhichOneofReturnType__minimum | None: ...
+
+Global___StatRange: _TypeAlias = StatRange  # noqa: Y015
+
+@_typing.final
+class TrajectoryFilter(_message.Message):
+    """Matches trajectories for which all that is set holds; something must be set."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRAJECTORY_IDS_FIELD_NUMBER: _builtins.int
+    ACTOR_ID_FIELD_NUMBER: _builtins.int
+    MIN_WEIGHTS_VERSION_FIELD_NUMBER: _builtins.int
+    MAX_WEIGHTS_VERSION_FIELD_NUMBER: _builtins.int
+    STATS_FIELD_NUMBER: _builtins.int
+    actor_id: _builtins.str
+    """Who played it."""
+    min_weights_version: _builtins.int
+    """Played by weights of at least this version."""
+    max_weights_version: _builtins.int
+    """Played by weights of at most this version."""
+    @_builtins.property
+    def trajectory_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """One of these."""
+
+    @_builtins.property
+    def stats(self) -> _containers.RepeatedCompositeFieldContainer[Global___StatRange]:
+        """Its stats."""
+
+    def __init__(
+        self,
+        *,
+        trajectory_ids: _abc.Iterable[_builtins.str] | None = ...,
+        actor_id: _builtins.str = ...,
+        min_weights_version: _builtins.int | None = ...,
+        max_weights_version: _builtins.int | None = ...,
+        stats: _abc.Iterable[Global___StatRange] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_weights_version", b"_max_weights_version", "_min_weights_version", b"_min_weights_version", "max_weights_version", b"max_weights_version", "min_weights_version", b"min_weights_version"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_weights_version", b"_max_weights_version", "_min_weights_version", b"_min_weights_version", "actor_id", b"actor_id", "max_weights_version", b"max_weights_version", "min_weights_version", b"min_weights_version", "stats", b"stats", "trajectory_ids", b"trajectory_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__max_weights_version: _TypeAlias = _typing.Literal["max_weights_version"]  # noqa: Y015
+    _WhichOneofArgType__max_weights_version: _TypeAlias = _typing.Literal["_max_weights_version", b"_max_weights_version"]  # noqa: Y015
+    _WhichOneofReturnType__min_weights_version: _TypeAlias = _typing.Literal["min_weights_version"]  # noqa: Y015
+    _WhichOneofArgType__min_weights_version: _TypeAlias = _typing.Literal["_min_weights_version", b"_min_weights_version"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_weights_version) -> _WhichOneofReturnType__max_weights_version | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__min_weights_version) -> _WhichOneofReturnType__min_weights_version | None: ...
+
+Global___TrajectoryFilter: _TypeAlias = TrajectoryFilter  # noqa: Y015
+
+@_typing.final
+class DeleteTrajectoriesRequest(_message.Message):
+    """Deletes trajectories."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TABLE_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    table: _builtins.str
+    """The table's name."""
+    @_builtins.property
+    def filter(self) -> Global___TrajectoryFilter:
+        """Which ones."""
+
+    def __init__(
+        self,
+        *,
+        table: _builtins.str = ...,
+        filter: Global___TrajectoryFilter | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "table", b"table"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteTrajectoriesRequest: _TypeAlias = DeleteTrajectoriesRequest  # noqa: Y015
+
+@_typing.final
+class DeleteTrajectoriesResponse(_message.Message):
+    """Says how many were deleted."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DELETED_FIELD_NUMBER: _builtins.int
+    deleted: _builtins.int
+    """Trajectories deleted."""
+    def __init__(
+        self,
+        *,
+        deleted: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deleted", b"deleted"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteTrajectoriesResponse: _TypeAlias = DeleteTrajectoriesResponse  # noqa: Y015
+
+@_typing.final
+class ReadTrajectoriesRequest(_message.Message):
+    """Asks for stored trajectories."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TABLE_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    table: _builtins.str
+    """The table's name."""
+    limit: _builtins.int
+    """The most; all if 0."""
+    @_builtins.property
+    def filter(self) -> Global___TrajectoryFilter:
+        """Which ones; all if not set."""
+
+    def __init__(
+        self,
+        *,
+        table: _builtins.str = ...,
+        filter: Global___TrajectoryFilter | None = ...,
+        limit: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "limit", b"limit", "table", b"table"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReadTrajectoriesRequest: _TypeAlias = ReadTrajectoriesRequest  # noqa: Y015
+
+@_typing.final
+class ReadTrajectoriesResponse(_message.Message):
+    """Some stored trajectories."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRAJECTORIES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def trajectories(self) -> _containers.RepeatedCompositeFieldContainer[_trajectory_pb2.Trajectory]:
+        """At least one, whole."""
+
+    def __init__(
+        self,
+        *,
+        trajectories: _abc.Iterable[_trajectory_pb2.Trajectory] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["trajectories", b"trajectories"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReadTrajectoriesResponse: _TypeAlias = ReadTrajectoriesResponse  # noqa: Y015
+
+@_typing.final
+class VerifyTableRequest(_message.Message):
+    """Asks for a check."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TABLE_FIELD_NUMBER: _builtins.int
+    table: _builtins.str
+    """The table's name."""
+    def __init__(
+        self,
+        *,
+        table: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["table", b"table"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VerifyTableRequest: _TypeAlias = VerifyTableRequest  # noqa: Y015
+
+@_typing.final
+class VerifyTableResponse(_message.Message):
+    """The outcome of a check."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENTRIES_FIELD_NUMBER: _builtins.int
+    CHUNKS_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    PROBLEMS_FIELD_NUMBER: _builtins.int
+    entries: _builtins.int
+    """Entries read."""
+    chunks: _builtins.int
+    """Trajectories and chunks in them that are still stored."""
+    bytes: _builtins.int
+    """Their bytes."""
+    @_builtins.property
+    def problems(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What is wrong, one line each, at most 100."""
+
+    def __init__(
+        self,
+        *,
+        entries: _builtins.int = ...,
+        chunks: _builtins.int = ...,
+        bytes: _builtins.int = ...,
+        problems: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "chunks", b"chunks", "entries", b"entries", "problems", b"problems"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VerifyTableResponse: _TypeAlias = VerifyTableResponse  # noqa: Y015
+
+@_typing.final
 class GetServerInfoRequest(_message.Message):
     """Asks what the server holds."""
 
@@ -514,6 +1326,46 @@ class GetServerInfoRequest(_message.Message):
 Global___GetServerInfoRequest: _TypeAlias = GetServerInfoRequest  # noqa: Y015
 
 @_typing.final
+class RateLimiterInfo(_message.Message):
+    """State of a rate limiter."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONFIG_FIELD_NUMBER: _builtins.int
+    INSERTED_FIELD_NUMBER: _builtins.int
+    SAMPLED_FIELD_NUMBER: _builtins.int
+    WAITING_INSERTS_FIELD_NUMBER: _builtins.int
+    WAITING_SAMPLES_FIELD_NUMBER: _builtins.int
+    inserted: _builtins.int
+    """Items inserted since the counts began."""
+    sampled: _builtins.int
+    """Positions drawn since the counts began."""
+    waiting_inserts: _builtins.int
+    """Inserts waiting now."""
+    waiting_samples: _builtins.int
+    """Samples waiting now."""
+    @_builtins.property
+    def config(self) -> Global___RateLimiterConfig:
+        """What is in force."""
+
+    def __init__(
+        self,
+        *,
+        config: Global___RateLimiterConfig | None = ...,
+        inserted: _builtins.int = ...,
+        sampled: _builtins.int = ...,
+        waiting_inserts: _builtins.int = ...,
+        waiting_samples: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["config", b"config"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "inserted", b"inserted", "sampled", b"sampled", "waiting_inserts", b"waiting_inserts", "waiting_samples", b"waiting_samples"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RateLimiterInfo: _TypeAlias = RateLimiterInfo  # noqa: Y015
+
+@_typing.final
 class TableInfo(_message.Message):
     """State of one table."""
 
@@ -527,6 +1379,10 @@ class TableInfo(_message.Message):
     SAMPLED_POSITIONS_FIELD_NUMBER: _builtins.int
     INSERT_BLOCKED_BECAUSE_FIELD_NUMBER: _builtins.int
     SAMPLE_BLOCKED_BECAUSE_FIELD_NUMBER: _builtins.int
+    NUM_ITEMS_FIELD_NUMBER: _builtins.int
+    MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    RATE_LIMITER_FIELD_NUMBER: _builtins.int
+    REMOVED_TRAJECTORIES_FIELD_NUMBER: _builtins.int
     num_steps: _builtins.int
     """Steps stored now."""
     num_trajectories: _builtins.int
@@ -541,9 +1397,19 @@ class TableInfo(_message.Message):
     """Why inserts wait now, in words; empty if they do not."""
     sample_blocked_because: _builtins.str
     """Why samples wait now, in words; empty if they do not."""
+    num_items: _builtins.int
+    """Items stored now."""
+    memory_bytes: _builtins.int
+    """Bytes that the table's columns and indices take when it is full; allocated when it was created."""
+    removed_trajectories: _builtins.int
+    """Trajectories removed ever, for whatever reason."""
     @_builtins.property
     def config(self) -> Global___TableConfig:
         """Its config."""
+
+    @_builtins.property
+    def rate_limiter(self) -> Global___RateLimiterInfo:
+        """State of its rate limiter."""
 
     def __init__(
         self,
@@ -556,14 +1422,48 @@ class TableInfo(_message.Message):
         sampled_positions: _builtins.int = ...,
         insert_blocked_because: _builtins.str = ...,
         sample_blocked_because: _builtins.str = ...,
+        num_items: _builtins.int = ...,
+        memory_bytes: _builtins.int = ...,
+        rate_limiter: Global___RateLimiterInfo | None = ...,
+        removed_trajectories: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["config", b"config"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "rate_limiter", b"rate_limiter"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "insert_blocked_because", b"insert_blocked_because", "inserted_steps", b"inserted_steps", "inserted_trajectories", b"inserted_trajectories", "num_steps", b"num_steps", "num_trajectories", b"num_trajectories", "sample_blocked_because", b"sample_blocked_because", "sampled_positions", b"sampled_positions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "insert_blocked_because", b"insert_blocked_because", "inserted_steps", b"inserted_steps", "inserted_trajectories", b"inserted_trajectories", "memory_bytes", b"memory_bytes", "num_items", b"num_items", "num_steps", b"num_steps", "num_trajectories", b"num_trajectories", "rate_limiter", b"rate_limiter", "removed_trajectories", b"removed_trajectories", "sample_blocked_because", b"sample_blocked_because", "sampled_positions", b"sampled_positions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TableInfo: _TypeAlias = TableInfo  # noqa: Y015
+
+@_typing.final
+class RecoveryInfo(_message.Message):
+    """How far the loading of the log is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TABLE_FIELD_NUMBER: _builtins.int
+    ENTRIES_LOADED_FIELD_NUMBER: _builtins.int
+    ENTRIES_TOTAL_FIELD_NUMBER: _builtins.int
+    table: _builtins.str
+    """The table that is being loaded."""
+    entries_loaded: _builtins.int
+    """Entries of all tables loaded so far."""
+    entries_total: _builtins.int
+    """Entries of all tables."""
+    def __init__(
+        self,
+        *,
+        table: _builtins.str = ...,
+        entries_loaded: _builtins.int = ...,
+        entries_total: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entries_loaded", b"entries_loaded", "entries_total", b"entries_total", "table", b"table"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RecoveryInfo: _TypeAlias = RecoveryInfo  # noqa: Y015
 
 @_typing.final
 class GetServerInfoResponse(_message.Message):
@@ -574,13 +1474,24 @@ class GetServerInfoResponse(_message.Message):
     TABLES_FIELD_NUMBER: _builtins.int
     WEIGHTS_VERSION_FIELD_NUMBER: _builtins.int
     APPENDFSYNC_FIELD_NUMBER: _builtins.int
+    RECOVERY_FIELD_NUMBER: _builtins.int
+    IN_FLIGHT_BYTES_FIELD_NUMBER: _builtins.int
+    MAX_IN_FLIGHT_BYTES_FIELD_NUMBER: _builtins.int
     weights_version: _builtins.int
     """The version of the newest weights; 0 before any."""
     appendfsync: _builtins.str
     """The effective Redis `appendfsync` policy ("always", "everysec", "no"), or "unknown" where Redis does not tell."""
+    in_flight_bytes: _builtins.int
+    """Bytes of requests and answers in flight now."""
+    max_in_flight_bytes: _builtins.int
+    """The most allowed."""
     @_builtins.property
     def tables(self) -> _containers.RepeatedCompositeFieldContainer[Global___TableInfo]:
         """All tables, by name."""
+
+    @_builtins.property
+    def recovery(self) -> Global___RecoveryInfo:
+        """Set while the server loads its log; it refuses other calls then."""
 
     def __init__(
         self,
@@ -588,10 +1499,13 @@ class GetServerInfoResponse(_message.Message):
         tables: _abc.Iterable[Global___TableInfo] | None = ...,
         weights_version: _builtins.int = ...,
         appendfsync: _builtins.str = ...,
+        recovery: Global___RecoveryInfo | None = ...,
+        in_flight_bytes: _builtins.int = ...,
+        max_in_flight_bytes: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["recovery", b"recovery"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["appendfsync", b"appendfsync", "tables", b"tables", "weights_version", b"weights_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["appendfsync", b"appendfsync", "in_flight_bytes", b"in_flight_bytes", "max_in_flight_bytes", b"max_in_flight_bytes", "recovery", b"recovery", "tables", b"tables", "weights_version", b"weights_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -40,20 +40,65 @@ class ReplayServiceStub:
                 request_serializer=zero_dot_wire_dot_replay__pb2.CreateTableRequest.SerializeToString,
                 response_deserializer=zero_dot_wire_dot_replay__pb2.CreateTableResponse.FromString,
                 _registered_method=True)
+        self.SetRateLimiter = channel.unary_unary(
+                '/zero.v1.ReplayService/SetRateLimiter',
+                request_serializer=zero_dot_wire_dot_replay__pb2.SetRateLimiterRequest.SerializeToString,
+                response_deserializer=zero_dot_wire_dot_replay__pb2.SetRateLimiterResponse.FromString,
+                _registered_method=True)
+        self.ResetTable = channel.unary_unary(
+                '/zero.v1.ReplayService/ResetTable',
+                request_serializer=zero_dot_wire_dot_replay__pb2.ResetTableRequest.SerializeToString,
+                response_deserializer=zero_dot_wire_dot_replay__pb2.ResetTableResponse.FromString,
+                _registered_method=True)
+        self.DeleteTable = channel.unary_unary(
+                '/zero.v1.ReplayService/DeleteTable',
+                request_serializer=zero_dot_wire_dot_replay__pb2.DeleteTableRequest.SerializeToString,
+                response_deserializer=zero_dot_wire_dot_replay__pb2.DeleteTableResponse.FromString,
+                _registered_method=True)
         self.Insert = channel.unary_unary(
                 '/zero.v1.ReplayService/Insert',
                 request_serializer=zero_dot_wire_dot_replay__pb2.InsertRequest.SerializeToString,
                 response_deserializer=zero_dot_wire_dot_replay__pb2.InsertResponse.FromString,
+                _registered_method=True)
+        self.InsertStream = channel.stream_stream(
+                '/zero.v1.ReplayService/InsertStream',
+                request_serializer=zero_dot_wire_dot_replay__pb2.InsertStreamRequest.SerializeToString,
+                response_deserializer=zero_dot_wire_dot_replay__pb2.InsertStreamResponse.FromString,
                 _registered_method=True)
         self.Sample = channel.unary_unary(
                 '/zero.v1.ReplayService/Sample',
                 request_serializer=zero_dot_wire_dot_replay__pb2.SampleRequest.SerializeToString,
                 response_deserializer=zero_dot_wire_dot_replay__pb2.SampleResponse.FromString,
                 _registered_method=True)
+        self.SampleStream = channel.stream_stream(
+                '/zero.v1.ReplayService/SampleStream',
+                request_serializer=zero_dot_wire_dot_replay__pb2.SampleStreamRequest.SerializeToString,
+                response_deserializer=zero_dot_wire_dot_replay__pb2.SampleStreamResponse.FromString,
+                _registered_method=True)
         self.UpdatePriorities = channel.unary_unary(
                 '/zero.v1.ReplayService/UpdatePriorities',
                 request_serializer=zero_dot_wire_dot_replay__pb2.UpdatePrioritiesRequest.SerializeToString,
                 response_deserializer=zero_dot_wire_dot_replay__pb2.UpdatePrioritiesResponse.FromString,
+                _registered_method=True)
+        self.UpdateColumns = channel.unary_unary(
+                '/zero.v1.ReplayService/UpdateColumns',
+                request_serializer=zero_dot_wire_dot_replay__pb2.UpdateColumnsRequest.SerializeToString,
+                response_deserializer=zero_dot_wire_dot_replay__pb2.UpdateColumnsResponse.FromString,
+                _registered_method=True)
+        self.DeleteTrajectories = channel.unary_unary(
+                '/zero.v1.ReplayService/DeleteTrajectories',
+                request_serializer=zero_dot_wire_dot_replay__pb2.DeleteTrajectoriesRequest.SerializeToString,
+                response_deserializer=zero_dot_wire_dot_replay__pb2.DeleteTrajectoriesResponse.FromString,
+                _registered_method=True)
+        self.ReadTrajectories = channel.unary_stream(
+                '/zero.v1.ReplayService/ReadTrajectories',
+                request_serializer=zero_dot_wire_dot_replay__pb2.ReadTrajectoriesRequest.SerializeToString,
+                response_deserializer=zero_dot_wire_dot_replay__pb2.ReadTrajectoriesResponse.FromString,
+                _registered_method=True)
+        self.VerifyTable = channel.unary_unary(
+                '/zero.v1.ReplayService/VerifyTable',
+                request_serializer=zero_dot_wire_dot_replay__pb2.VerifyTableRequest.SerializeToString,
+                response_deserializer=zero_dot_wire_dot_replay__pb2.VerifyTableResponse.FromString,
                 _registered_method=True)
         self.GetServerInfo = channel.unary_unary(
                 '/zero.v1.ReplayService/GetServerInfo',
@@ -78,9 +123,38 @@ class ReplayServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SetRateLimiter(self, request, context):
+        """Changes when calls wait, for good; the config that the table was created with stays what CreateTable compares.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResetTable(self, request, context):
+        """Deletes everything that a table holds and everything that it remembers.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteTable(self, request, context):
+        """Deletes a table.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Insert(self, request, context):
-        """Stores trajectories, in order. Acknowledged when they are as durable as the table promises. Held by the rate
-        limiter until the call's deadline. All or none: if one trajectory is refused, none of the call is stored.
+        """Stores trajectories, in order. Acknowledged when they are as durable as the tables promise. Held by the rate
+        limiter until the call's deadline. All or none: if one trajectory is refused, none of the call is stored anywhere.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def InsertStream(self, request_iterator, context):
+        """Inserts one after the other over one stream, answered in order. A request that is refused fails alone: its answer
+        says why, the stream goes on.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -94,15 +168,54 @@ class ReplayServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SampleStream(self, request_iterator, context):
+        """Samples one after the other over one stream, answered in order: requests sent ahead are credits. A request that is
+        refused fails alone: its answer says why, the stream goes on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def UpdatePriorities(self, request, context):
-        """Sets priorities by key. Keys whose step has been evicted are skipped and counted.
+        """Sets priorities by key. Keys whose step is no longer stored are skipped and counted.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateColumns(self, request, context):
+        """Replaces values of stored steps by key, as durably as an insert. Keys whose step is no longer stored are skipped and
+        counted.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteTrajectories(self, request, context):
+        """Deletes trajectories by id or by what they are. Their ids stay known: sent again, they are acknowledged and not
+        stored.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReadTrajectories(self, request, context):
+        """Streams stored trajectories as they are now, oldest first; what is inserted meanwhile is not among them, what is
+        removed meanwhile may be missing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def VerifyTable(self, request, context):
+        """Reads the log of a table, checks every checksum and holds it against memory.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetServerInfo(self, request, context):
-        """What the server holds, and why calls wait.
+        """What the server holds, and why calls wait. Also answered while the server loads its log.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -124,20 +237,65 @@ def add_ReplayServiceServicer_to_server(servicer, server):
                     request_deserializer=zero_dot_wire_dot_replay__pb2.CreateTableRequest.FromString,
                     response_serializer=zero_dot_wire_dot_replay__pb2.CreateTableResponse.SerializeToString,
             ),
+            'SetRateLimiter': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetRateLimiter,
+                    request_deserializer=zero_dot_wire_dot_replay__pb2.SetRateLimiterRequest.FromString,
+                    response_serializer=zero_dot_wire_dot_replay__pb2.SetRateLimiterResponse.SerializeToString,
+            ),
+            'ResetTable': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResetTable,
+                    request_deserializer=zero_dot_wire_dot_replay__pb2.ResetTableRequest.FromString,
+                    response_serializer=zero_dot_wire_dot_replay__pb2.ResetTableResponse.SerializeToString,
+            ),
+            'DeleteTable': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteTable,
+                    request_deserializer=zero_dot_wire_dot_replay__pb2.DeleteTableRequest.FromString,
+                    response_serializer=zero_dot_wire_dot_replay__pb2.DeleteTableResponse.SerializeToString,
+            ),
             'Insert': grpc.unary_unary_rpc_method_handler(
                     servicer.Insert,
                     request_deserializer=zero_dot_wire_dot_replay__pb2.InsertRequest.FromString,
                     response_serializer=zero_dot_wire_dot_replay__pb2.InsertResponse.SerializeToString,
+            ),
+            'InsertStream': grpc.stream_stream_rpc_method_handler(
+                    servicer.InsertStream,
+                    request_deserializer=zero_dot_wire_dot_replay__pb2.InsertStreamRequest.FromString,
+                    response_serializer=zero_dot_wire_dot_replay__pb2.InsertStreamResponse.SerializeToString,
             ),
             'Sample': grpc.unary_unary_rpc_method_handler(
                     servicer.Sample,
                     request_deserializer=zero_dot_wire_dot_replay__pb2.SampleRequest.FromString,
                     response_serializer=zero_dot_wire_dot_replay__pb2.SampleResponse.SerializeToString,
             ),
+            'SampleStream': grpc.stream_stream_rpc_method_handler(
+                    servicer.SampleStream,
+                    request_deserializer=zero_dot_wire_dot_replay__pb2.SampleStreamRequest.FromString,
+                    response_serializer=zero_dot_wire_dot_replay__pb2.SampleStreamResponse.SerializeToString,
+            ),
             'UpdatePriorities': grpc.unary_unary_rpc_method_handler(
                     servicer.UpdatePriorities,
                     request_deserializer=zero_dot_wire_dot_replay__pb2.UpdatePrioritiesRequest.FromString,
                     response_serializer=zero_dot_wire_dot_replay__pb2.UpdatePrioritiesResponse.SerializeToString,
+            ),
+            'UpdateColumns': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateColumns,
+                    request_deserializer=zero_dot_wire_dot_replay__pb2.UpdateColumnsRequest.FromString,
+                    response_serializer=zero_dot_wire_dot_replay__pb2.UpdateColumnsResponse.SerializeToString,
+            ),
+            'DeleteTrajectories': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteTrajectories,
+                    request_deserializer=zero_dot_wire_dot_replay__pb2.DeleteTrajectoriesRequest.FromString,
+                    response_serializer=zero_dot_wire_dot_replay__pb2.DeleteTrajectoriesResponse.SerializeToString,
+            ),
+            'ReadTrajectories': grpc.unary_stream_rpc_method_handler(
+                    servicer.ReadTrajectories,
+                    request_deserializer=zero_dot_wire_dot_replay__pb2.ReadTrajectoriesRequest.FromString,
+                    response_serializer=zero_dot_wire_dot_replay__pb2.ReadTrajectoriesResponse.SerializeToString,
+            ),
+            'VerifyTable': grpc.unary_unary_rpc_method_handler(
+                    servicer.VerifyTable,
+                    request_deserializer=zero_dot_wire_dot_replay__pb2.VerifyTableRequest.FromString,
+                    response_serializer=zero_dot_wire_dot_replay__pb2.VerifyTableResponse.SerializeToString,
             ),
             'GetServerInfo': grpc.unary_unary_rpc_method_handler(
                     servicer.GetServerInfo,
@@ -189,6 +347,87 @@ class ReplayService:
             _registered_method=True)
 
     @staticmethod
+    def SetRateLimiter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/zero.v1.ReplayService/SetRateLimiter',
+            zero_dot_wire_dot_replay__pb2.SetRateLimiterRequest.SerializeToString,
+            zero_dot_wire_dot_replay__pb2.SetRateLimiterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResetTable(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/zero.v1.ReplayService/ResetTable',
+            zero_dot_wire_dot_replay__pb2.ResetTableRequest.SerializeToString,
+            zero_dot_wire_dot_replay__pb2.ResetTableResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteTable(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/zero.v1.ReplayService/DeleteTable',
+            zero_dot_wire_dot_replay__pb2.DeleteTableRequest.SerializeToString,
+            zero_dot_wire_dot_replay__pb2.DeleteTableResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def Insert(request,
             target,
             options=(),
@@ -205,6 +444,33 @@ class ReplayService:
             '/zero.v1.ReplayService/Insert',
             zero_dot_wire_dot_replay__pb2.InsertRequest.SerializeToString,
             zero_dot_wire_dot_replay__pb2.InsertResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def InsertStream(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/zero.v1.ReplayService/InsertStream',
+            zero_dot_wire_dot_replay__pb2.InsertStreamRequest.SerializeToString,
+            zero_dot_wire_dot_replay__pb2.InsertStreamResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -243,6 +509,33 @@ class ReplayService:
             _registered_method=True)
 
     @staticmethod
+    def SampleStream(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/zero.v1.ReplayService/SampleStream',
+            zero_dot_wire_dot_replay__pb2.SampleStreamRequest.SerializeToString,
+            zero_dot_wire_dot_replay__pb2.SampleStreamResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def UpdatePriorities(request,
             target,
             options=(),
@@ -259,6 +552,114 @@ class ReplayService:
             '/zero.v1.ReplayService/UpdatePriorities',
             zero_dot_wire_dot_replay__pb2.UpdatePrioritiesRequest.SerializeToString,
             zero_dot_wire_dot_replay__pb2.UpdatePrioritiesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateColumns(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/zero.v1.ReplayService/UpdateColumns',
+            zero_dot_wire_dot_replay__pb2.UpdateColumnsRequest.SerializeToString,
+            zero_dot_wire_dot_replay__pb2.UpdateColumnsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteTrajectories(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/zero.v1.ReplayService/DeleteTrajectories',
+            zero_dot_wire_dot_replay__pb2.DeleteTrajectoriesRequest.SerializeToString,
+            zero_dot_wire_dot_replay__pb2.DeleteTrajectoriesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReadTrajectories(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/zero.v1.ReplayService/ReadTrajectories',
+            zero_dot_wire_dot_replay__pb2.ReadTrajectoriesRequest.SerializeToString,
+            zero_dot_wire_dot_replay__pb2.ReadTrajectoriesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def VerifyTable(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/zero.v1.ReplayService/VerifyTable',
+            zero_dot_wire_dot_replay__pb2.VerifyTableRequest.SerializeToString,
+            zero_dot_wire_dot_replay__pb2.VerifyTableResponse.FromString,
             options,
             channel_credentials,
             insecure,

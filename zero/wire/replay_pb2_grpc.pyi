@@ -16,13 +16,19 @@ stable reason that programs may rely on:
                                             call larger than the rate limiter's error buffer
   BAD_DATA             INVALID_ARGUMENT     bytes do not match dtype and shape, or cannot be unpacked
   NOT_FINITE           INVALID_ARGUMENT     NaN or infinity in a float column, a stat or a priority
+  OUT_OF_RANGE         INVALID_ARGUMENT     a value outside of its column's minimum and maximum
   BAD_PRIORITY         INVALID_ARGUMENT     a negative priority
   CONTENT_CONFLICT     ALREADY_EXISTS       a known trajectory id with other content
+  MISSING_CHUNK        FAILED_PRECONDITION  a chunk whose predecessor has not come; send that one first
+  NOT_DURABLE          FAILED_PRECONDITION  the table promises more than Redis gives now; nothing was stored
   MESSAGE_TOO_LARGE    RESOURCE_EXHAUSTED   larger than the server's message limit
+  TOO_BUSY             RESOURCE_EXHAUSTED   too many bytes or calls in flight; try again after the google.rpc.RetryInfo
+                                            in the status details
   RATE_LIMITED         DEADLINE_EXCEEDED    the rate limiter held the call until its deadline; try again
   STORE_UNAVAILABLE    UNAVAILABLE          the durable store did not take it; nothing was stored; try again
   RECOVERING           UNAVAILABLE          the server is loading its log; try again
   BAD_WEIGHTS          INVALID_ARGUMENT     weights whose chunks do not add up to the declared size and sha256
+  UNAUTHENTICATED      UNAUTHENTICATED      no token, or one that the server does not know
 """
 
 from collections import abc as _abc
@@ -57,18 +63,46 @@ class ReplayServiceStub:
     def __new__(cls, channel: _aio.Channel) -> ReplayServiceAsyncStub: ...
     CreateTable: _grpc.UnaryUnaryMultiCallable[_replay_pb2.CreateTableRequest, _replay_pb2.CreateTableResponse]
     """Creates a table, or confirms that it exists with this very config. Safe to call from every process at start."""
+    SetRateLimiter: _grpc.UnaryUnaryMultiCallable[_replay_pb2.SetRateLimiterRequest, _replay_pb2.SetRateLimiterResponse]
+    """Changes when calls wait, for good; the config that the table was created with stays what CreateTable compares."""
+    ResetTable: _grpc.UnaryUnaryMultiCallable[_replay_pb2.ResetTableRequest, _replay_pb2.ResetTableResponse]
+    """Deletes everything that a table holds and everything that it remembers."""
+    DeleteTable: _grpc.UnaryUnaryMultiCallable[_replay_pb2.DeleteTableRequest, _replay_pb2.DeleteTableResponse]
+    """Deletes a table."""
     Insert: _grpc.UnaryUnaryMultiCallable[_replay_pb2.InsertRequest, _replay_pb2.InsertResponse]
-    """Stores trajectories, in order. Acknowledged when they are as durable as the table promises. Held by the rate
-    limiter until the call's deadline. All or none: if one trajectory is refused, none of the call is stored.
+    """Stores trajectories, in order. Acknowledged when they are as durable as the tables promise. Held by the rate
+    limiter until the call's deadline. All or none: if one trajectory is refused, none of the call is stored anywhere.
+    """
+    InsertStream: _grpc.StreamStreamMultiCallable[_replay_pb2.InsertStreamRequest, _replay_pb2.InsertStreamResponse]
+    """Inserts one after the other over one stream, answered in order. A request that is refused fails alone: its answer
+    says why, the stream goes on.
     """
     Sample: _grpc.UnaryUnaryMultiCallable[_replay_pb2.SampleRequest, _replay_pb2.SampleResponse]
     """Applies the priority updates it carries, then draws a batch of sequences. Held by the rate limiter until the call's
     deadline.
     """
+    SampleStream: _grpc.StreamStreamMultiCallable[_replay_pb2.SampleStreamRequest, _replay_pb2.SampleStreamResponse]
+    """Samples one after the other over one stream, answered in order: requests sent ahead are credits. A request that is
+    refused fails alone: its answer says why, the stream goes on.
+    """
     UpdatePriorities: _grpc.UnaryUnaryMultiCallable[_replay_pb2.UpdatePrioritiesRequest, _replay_pb2.UpdatePrioritiesResponse]
-    """Sets priorities by key. Keys whose step has been evicted are skipped and counted."""
+    """Sets priorities by key. Keys whose step is no longer stored are skipped and counted."""
+    UpdateColumns: _grpc.UnaryUnaryMultiCallable[_replay_pb2.UpdateColumnsRequest, _replay_pb2.UpdateColumnsResponse]
+    """Replaces values of stored steps by key, as durably as an insert. Keys whose step is no longer stored are skipped and
+    counted.
+    """
+    DeleteTrajectories: _grpc.UnaryUnaryMultiCallable[_replay_pb2.DeleteTrajectoriesRequest, _replay_pb2.DeleteTrajectoriesResponse]
+    """Deletes trajectories by id or by what they are. Their ids stay known: sent again, they are acknowledged and not
+    stored.
+    """
+    ReadTrajectories: _grpc.UnaryStreamMultiCallable[_replay_pb2.ReadTrajectoriesRequest, _replay_pb2.ReadTrajectoriesResponse]
+    """Streams stored trajectories as they are now, oldest first; what is inserted meanwhile is not among them, what is
+    removed meanwhile may be missing.
+    """
+    VerifyTable: _grpc.UnaryUnaryMultiCallable[_replay_pb2.VerifyTableRequest, _replay_pb2.VerifyTableResponse]
+    """Reads the log of a table, checks every checksum and holds it against memory."""
     GetServerInfo: _grpc.UnaryUnaryMultiCallable[_replay_pb2.GetServerInfoRequest, _replay_pb2.GetServerInfoResponse]
-    """What the server holds, and why calls wait."""
+    """What the server holds, and why calls wait. Also answered while the server loads its log."""
     RegisterProcess: _grpc.UnaryUnaryMultiCallable[_replay_pb2.RegisterProcessRequest, _replay_pb2.RegisterProcessResponse]
     """Says that a process is alive and where its metrics are. Repeated by every process well within the ttl; the live
     ones are served at `/sd` of the server's metrics port in the format of Prometheus HTTP service discovery.
@@ -81,18 +115,46 @@ class ReplayServiceAsyncStub(ReplayServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateTable: _aio.UnaryUnaryMultiCallable[_replay_pb2.CreateTableRequest, _replay_pb2.CreateTableResponse]  # type: ignore[assignment]
     """Creates a table, or confirms that it exists with this very config. Safe to call from every process at start."""
+    SetRateLimiter: _aio.UnaryUnaryMultiCallable[_replay_pb2.SetRateLimiterRequest, _replay_pb2.SetRateLimiterResponse]  # type: ignore[assignment]
+    """Changes when calls wait, for good; the config that the table was created with stays what CreateTable compares."""
+    ResetTable: _aio.UnaryUnaryMultiCallable[_replay_pb2.ResetTableRequest, _replay_pb2.ResetTableResponse]  # type: ignore[assignment]
+    """Deletes everything that a table holds and everything that it remembers."""
+    DeleteTable: _aio.UnaryUnaryMultiCallable[_replay_pb2.DeleteTableRequest, _replay_pb2.DeleteTableResponse]  # type: ignore[assignment]
+    """Deletes a table."""
     Insert: _aio.UnaryUnaryMultiCallable[_replay_pb2.InsertRequest, _replay_pb2.InsertResponse]  # type: ignore[assignment]
-    """Stores trajectories, in order. Acknowledged when they are as durable as the table promises. Held by the rate
-    limiter until the call's deadline. All or none: if one trajectory is refused, none of the call is stored.
+    """Stores trajectories, in order. Acknowledged when they are as durable as the tables promise. Held by the rate
+    limiter until the call's deadline. All or none: if one trajectory is refused, none of the call is stored anywhere.
+    """
+    InsertStream: _aio.StreamStreamMultiCallable[_replay_pb2.InsertStreamRequest, _replay_pb2.InsertStreamResponse]  # type: ignore[assignment]
+    """Inserts one after the other over one stream, answered in order. A request that is refused fails alone: its answer
+    says why, the stream goes on.
     """
     Sample: _aio.UnaryUnaryMultiCallable[_replay_pb2.SampleRequest, _replay_pb2.SampleResponse]  # type: ignore[assignment]
     """Applies the priority updates it carries, then draws a batch of sequences. Held by the rate limiter until the call's
     deadline.
     """
+    SampleStream: _aio.StreamStreamMultiCallable[_replay_pb2.SampleStreamRequest, _replay_pb2.SampleStreamResponse]  # type: ignore[assignment]
+    """Samples one after the other over one stream, answered in order: requests sent ahead are credits. A request that is
+    refused fails alone: its answer says why, the stream goes on.
+    """
     UpdatePriorities: _aio.UnaryUnaryMultiCallable[_replay_pb2.UpdatePrioritiesRequest, _replay_pb2.UpdatePrioritiesResponse]  # type: ignore[assignment]
-    """Sets priorities by key. Keys whose step has been evicted are skipped and counted."""
+    """Sets priorities by key. Keys whose step is no longer stored are skipped and counted."""
+    UpdateColumns: _aio.UnaryUnaryMultiCallable[_replay_pb2.UpdateColumnsRequest, _replay_pb2.UpdateColumnsResponse]  # type: ignore[assignment]
+    """Replaces values of stored steps by key, as durably as an insert. Keys whose step is no longer stored are skipped and
+    counted.
+    """
+    DeleteTrajectories: _aio.UnaryUnaryMultiCallable[_replay_pb2.DeleteTrajectoriesRequest, _replay_pb2.DeleteTrajectoriesResponse]  # type: ignore[assignment]
+    """Deletes trajectories by id or by what they are. Their ids stay known: sent again, they are acknowledged and not
+    stored.
+    """
+    ReadTrajectories: _aio.UnaryStreamMultiCallable[_replay_pb2.ReadTrajectoriesRequest, _replay_pb2.ReadTrajectoriesResponse]  # type: ignore[assignment]
+    """Streams stored trajectories as they are now, oldest first; what is inserted meanwhile is not among them, what is
+    removed meanwhile may be missing.
+    """
+    VerifyTable: _aio.UnaryUnaryMultiCallable[_replay_pb2.VerifyTableRequest, _replay_pb2.VerifyTableResponse]  # type: ignore[assignment]
+    """Reads the log of a table, checks every checksum and holds it against memory."""
     GetServerInfo: _aio.UnaryUnaryMultiCallable[_replay_pb2.GetServerInfoRequest, _replay_pb2.GetServerInfoResponse]  # type: ignore[assignment]
-    """What the server holds, and why calls wait."""
+    """What the server holds, and why calls wait. Also answered while the server loads its log."""
     RegisterProcess: _aio.UnaryUnaryMultiCallable[_replay_pb2.RegisterProcessRequest, _replay_pb2.RegisterProcessResponse]  # type: ignore[assignment]
     """Says that a process is alive and where its metrics are. Repeated by every process well within the ttl; the live
     ones are served at `/sd` of the server's metrics port in the format of Prometheus HTTP service discovery.
@@ -110,13 +172,47 @@ class ReplayServiceServicer(metaclass=_abc_1.ABCMeta):
         """Creates a table, or confirms that it exists with this very config. Safe to call from every process at start."""
 
     @_abc_1.abstractmethod
+    def SetRateLimiter(
+        self,
+        request: _replay_pb2.SetRateLimiterRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_replay_pb2.SetRateLimiterResponse, _abc.Awaitable[_replay_pb2.SetRateLimiterResponse]]:
+        """Changes when calls wait, for good; the config that the table was created with stays what CreateTable compares."""
+
+    @_abc_1.abstractmethod
+    def ResetTable(
+        self,
+        request: _replay_pb2.ResetTableRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_replay_pb2.ResetTableResponse, _abc.Awaitable[_replay_pb2.ResetTableResponse]]:
+        """Deletes everything that a table holds and everything that it remembers."""
+
+    @_abc_1.abstractmethod
+    def DeleteTable(
+        self,
+        request: _replay_pb2.DeleteTableRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_replay_pb2.DeleteTableResponse, _abc.Awaitable[_replay_pb2.DeleteTableResponse]]:
+        """Deletes a table."""
+
+    @_abc_1.abstractmethod
     def Insert(
         self,
         request: _replay_pb2.InsertRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_replay_pb2.InsertResponse, _abc.Awaitable[_replay_pb2.InsertResponse]]:
-        """Stores trajectories, in order. Acknowledged when they are as durable as the table promises. Held by the rate
-        limiter until the call's deadline. All or none: if one trajectory is refused, none of the call is stored.
+        """Stores trajectories, in order. Acknowledged when they are as durable as the tables promise. Held by the rate
+        limiter until the call's deadline. All or none: if one trajectory is refused, none of the call is stored anywhere.
+        """
+
+    @_abc_1.abstractmethod
+    def InsertStream(
+        self,
+        request_iterator: _MaybeAsyncIterator[_replay_pb2.InsertStreamRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_replay_pb2.InsertStreamResponse], _abc.AsyncIterator[_replay_pb2.InsertStreamResponse]]:
+        """Inserts one after the other over one stream, answered in order. A request that is refused fails alone: its answer
+        says why, the stream goes on.
         """
 
     @_abc_1.abstractmethod
@@ -130,12 +226,60 @@ class ReplayServiceServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
+    def SampleStream(
+        self,
+        request_iterator: _MaybeAsyncIterator[_replay_pb2.SampleStreamRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_replay_pb2.SampleStreamResponse], _abc.AsyncIterator[_replay_pb2.SampleStreamResponse]]:
+        """Samples one after the other over one stream, answered in order: requests sent ahead are credits. A request that is
+        refused fails alone: its answer says why, the stream goes on.
+        """
+
+    @_abc_1.abstractmethod
     def UpdatePriorities(
         self,
         request: _replay_pb2.UpdatePrioritiesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_replay_pb2.UpdatePrioritiesResponse, _abc.Awaitable[_replay_pb2.UpdatePrioritiesResponse]]:
-        """Sets priorities by key. Keys whose step has been evicted are skipped and counted."""
+        """Sets priorities by key. Keys whose step is no longer stored are skipped and counted."""
+
+    @_abc_1.abstractmethod
+    def UpdateColumns(
+        self,
+        request: _replay_pb2.UpdateColumnsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_replay_pb2.UpdateColumnsResponse, _abc.Awaitable[_replay_pb2.UpdateColumnsResponse]]:
+        """Replaces values of stored steps by key, as durably as an insert. Keys whose step is no longer stored are skipped and
+        counted.
+        """
+
+    @_abc_1.abstractmethod
+    def DeleteTrajectories(
+        self,
+        request: _replay_pb2.DeleteTrajectoriesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_replay_pb2.DeleteTrajectoriesResponse, _abc.Awaitable[_replay_pb2.DeleteTrajectoriesResponse]]:
+        """Deletes trajectories by id or by what they are. Their ids stay known: sent again, they are acknowledged and not
+        stored.
+        """
+
+    @_abc_1.abstractmethod
+    def ReadTrajectories(
+        self,
+        request: _replay_pb2.ReadTrajectoriesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_replay_pb2.ReadTrajectoriesResponse], _abc.AsyncIterator[_replay_pb2.ReadTrajectoriesResponse]]:
+        """Streams stored trajectories as they are now, oldest first; what is inserted meanwhile is not among them, what is
+        removed meanwhile may be missing.
+        """
+
+    @_abc_1.abstractmethod
+    def VerifyTable(
+        self,
+        request: _replay_pb2.VerifyTableRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_replay_pb2.VerifyTableResponse, _abc.Awaitable[_replay_pb2.VerifyTableResponse]]:
+        """Reads the log of a table, checks every checksum and holds it against memory."""
 
     @_abc_1.abstractmethod
     def GetServerInfo(
@@ -143,7 +287,7 @@ class ReplayServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _replay_pb2.GetServerInfoRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_replay_pb2.GetServerInfoResponse, _abc.Awaitable[_replay_pb2.GetServerInfoResponse]]:
-        """What the server holds, and why calls wait."""
+        """What the server holds, and why calls wait. Also answered while the server loads its log."""
 
     @_abc_1.abstractmethod
     def RegisterProcess(

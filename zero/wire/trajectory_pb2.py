@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1azero/wire/trajectory.proto\x12\x07zero.v1\"g\n\x06\x43olumn\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x03\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\x12#\n\x08\x65ncoding\x18\x05 \x01(\x0e\x32\x11.zero.v1.Encoding\"\x8a\x02\n\nTrajectory\x12\x15\n\rtrajectory_id\x18\x01 \x01(\t\x12\x10\n\x08\x61\x63tor_id\x18\x02 \x01(\t\x12\x17\n\x0fweights_version\x18\x03 \x01(\x04\x12\x14\n\x0c\x65pisode_seed\x18\x04 \x01(\x04\x12\x12\n\nterminated\x18\x05 \x01(\x08\x12\x11\n\ttruncated\x18\x06 \x01(\x08\x12 \n\x07\x63olumns\x18\x07 \x03(\x0b\x32\x0f.zero.v1.Column\x12-\n\x05stats\x18\x08 \x03(\x0b\x32\x1e.zero.v1.Trajectory.StatsEntry\x1a,\n\nStatsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01*I\n\x08\x45ncoding\x12\x18\n\x14\x45NCODING_UNSPECIFIED\x10\x00\x12\x10\n\x0c\x45NCODING_RAW\x10\x01\x12\x11\n\rENCODING_ZSTD\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1azero/wire/trajectory.proto\x12\x07zero.v1\"g\n\x06\x43olumn\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x03\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\x12#\n\x08\x65ncoding\x18\x05 \x01(\x0e\x32\x11.zero.v1.Encoding\"\xc0\x02\n\nTrajectory\x12\x15\n\rtrajectory_id\x18\x01 \x01(\t\x12\x10\n\x08\x61\x63tor_id\x18\x02 \x01(\t\x12\x17\n\x0fweights_version\x18\x03 \x01(\x04\x12\x14\n\x0c\x65pisode_seed\x18\x04 \x01(\x04\x12\x12\n\nterminated\x18\x05 \x01(\x08\x12\x11\n\ttruncated\x18\x06 \x01(\x08\x12 \n\x07\x63olumns\x18\x07 \x03(\x0b\x32\x0f.zero.v1.Column\x12-\n\x05stats\x18\x08 \x03(\x0b\x32\x1e.zero.v1.Trajectory.StatsEntry\x12\x12\n\nfirst_step\x18\t \x01(\x04\x12\x0c\n\x04open\x18\n \x01(\x08\x12\x12\n\npriorities\x18\x0b \x01(\x0c\x1a,\n\nStatsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01*I\n\x08\x45ncoding\x12\x18\n\x14\x45NCODING_UNSPECIFIED\x10\x00\x12\x10\n\x0c\x45NCODING_RAW\x10\x01\x12\x11\n\rENCODING_ZSTD\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,12 +33,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_TRAJECTORY_STATSENTRY']._loaded_options = None
   _globals['_TRAJECTORY_STATSENTRY']._serialized_options = b'8\001'
-  _globals['_ENCODING']._serialized_start=413
-  _globals['_ENCODING']._serialized_end=486
+  _globals['_ENCODING']._serialized_start=467
+  _globals['_ENCODING']._serialized_end=540
   _globals['_COLUMN']._serialized_start=39
   _globals['_COLUMN']._serialized_end=142
   _globals['_TRAJECTORY']._serialized_start=145
-  _globals['_TRAJECTORY']._serialized_end=411
-  _globals['_TRAJECTORY_STATSENTRY']._serialized_start=367
-  _globals['_TRAJECTORY_STATSENTRY']._serialized_end=411
+  _globals['_TRAJECTORY']._serialized_end=465
+  _globals['_TRAJECTORY_STATSENTRY']._serialized_start=421
+  _globals['_TRAJECTORY_STATSENTRY']._serialized_end=465
 # @@protoc_insertion_point(module_scope)

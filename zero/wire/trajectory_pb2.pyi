@@ -95,8 +95,8 @@ Global___Column: _TypeAlias = Column  # noqa: Y015
 
 @_typing.final
 class Trajectory(_message.Message):
-    """One game, or a chunk of a long one. All columns have the same length T >= 1 on axis 0; row t of every column belongs
-    to step t.
+    """One game, or a chunk of a long one that is still being played. All columns have the same length T >= 1 on axis 0; row
+    t of every column belongs to step first_step + t.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -129,9 +129,12 @@ class Trajectory(_message.Message):
     TRUNCATED_FIELD_NUMBER: _builtins.int
     COLUMNS_FIELD_NUMBER: _builtins.int
     STATS_FIELD_NUMBER: _builtins.int
+    FIRST_STEP_FIELD_NUMBER: _builtins.int
+    OPEN_FIELD_NUMBER: _builtins.int
+    PRIORITIES_FIELD_NUMBER: _builtins.int
     trajectory_id: _builtins.str
-    """The idempotency key, chosen by the sender, unique per trajectory; 1 to 64 characters. Sending the same id with the
-    same content again is acknowledged and stored once.
+    """The idempotency key, chosen by the sender, unique per trajectory; 1 to 64 characters. Sending the same id (and
+    first_step) with the same content again is acknowledged and stored once.
     """
     actor_id: _builtins.str
     """Who played it, for example "actor-3"."""
@@ -143,6 +146,14 @@ class Trajectory(_message.Message):
     """The last step ended the game by its rules: no value beyond it."""
     truncated: _builtins.bool
     """The trajectory stops although the game did not: a value beyond its last step exists."""
+    first_step: _builtins.int
+    """0 for a whole trajectory and for the first chunk; of a later chunk, the number of steps sent before it."""
+    open: _builtins.bool
+    """More chunks follow; neither terminated nor truncated then. Sequences may be drawn from what is there already."""
+    priorities: _builtins.bytes
+    """Initial priorities: float32, little-endian, [T], finite and >= 0. Empty: the highest priority that the table has
+    seen.
+    """
     @_builtins.property
     def columns(self) -> _containers.RepeatedCompositeFieldContainer[Global___Column]:
         """The data, each [T, ...]."""
@@ -162,10 +173,13 @@ class Trajectory(_message.Message):
         truncated: _builtins.bool = ...,
         columns: _abc.Iterable[Global___Column] | None = ...,
         stats: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        first_step: _builtins.int = ...,
+        open: _builtins.bool = ...,
+        priorities: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor_id", b"actor_id", "columns", b"columns", "episode_seed", b"episode_seed", "stats", b"stats", "terminated", b"terminated", "trajectory_id", b"trajectory_id", "truncated", b"truncated", "weights_version", b"weights_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor_id", b"actor_id", "columns", b"columns", "episode_seed", b"episode_seed", "first_step", b"first_step", "open", b"open", "priorities", b"priorities", "stats", b"stats", "terminated", b"terminated", "trajectory_id", b"trajectory_id", "truncated", b"truncated", "weights_version", b"weights_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

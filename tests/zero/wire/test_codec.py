@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from zero.tables import Durability, RateLimiterConfig, Selector, TableConfig
+from zero.tables import Durability, RateLimiterConfig, TableConfig
 from zero.trajectories import DTYPES, ColumnSpec, PriorityUpdates, SequenceBatch, Trajectory
 from zero.wire import codec, replay_pb2, trajectory_pb2
 from zero.wire.codec import CodecError, Reason
@@ -100,7 +100,7 @@ def test_the_bytes_of_a_table_config_never_change() -> None:
         "games",
         SIGNATURE,
         1000,
-        Selector.PRIORITIZED,
+        "prioritized",
         0.5,
         RateLimiterConfig(10, 4.0, 100.0),
         Durability.REDIS,
@@ -110,9 +110,9 @@ def test_the_bytes_of_a_table_config_never_change() -> None:
         "12170a0b6f62736572766174696f6e120575696e74381a0103"
         "12110a067265776172641207666c6f61743332"
         "12100a056c6567616c1204626f6f6c1a0102"
-        "18e807200229000000000000e03f"
+        "18e807220b7072696f726974697a656429000000000000e03f"
         "3214080a110000000000001040190000000000005940"
-        "3802"
+        "380242046669666f5206080110011801"
     )
 
 
@@ -252,7 +252,7 @@ def test_random_bytes_are_refused_in_an_orderly_way(data: bytes) -> None:
         name=st.from_regex(r"[a-z0-9._-]{1,64}", fullmatch=True),
         signature=st.just(SIGNATURE),
         capacity=st.integers(100, 2**31 - 1),
-        selector=st.sampled_from(Selector),
+        selector=st.sampled_from(("uniform", "prioritized")),
         priority_exponent=st.floats(0, 1),
         rate_limiter=st.builds(RateLimiterConfig, st.integers(1, 100), st.floats(0, 8), st.floats(8, 1e6)),
         durability=st.sampled_from(Durability),
@@ -273,6 +273,12 @@ BAD_CONFIGS: dict[str, Callable[[replay_pb2.TableConfig], object]] = {
     "selector": lambda m: m.ClearField("selector"),
     "durability": lambda m: setattr(m, "durability", 7),
     "priority_exponent": lambda m: setattr(m, "priority_exponent", float("nan")),
+    "sequences.period": lambda m: setattr(m.sequences, "period", -1),
+    "sequences.length": lambda m: setattr(m.sequences, "length", 0),
+    "episode_end": lambda m: setattr(m.sequences, "episode_end", 99),
+    "max_times_sampled": lambda m: setattr(m, "max_times_sampled", -1),
+    "queue_size": lambda m: setattr(m.rate_limiter, "queue_size", 1),
+    "maximum": lambda m: (setattr(m.signature[0], "minimum", 2.0), setattr(m.signature[0], "maximum", 1.0)),
     "min_size_to_sample": lambda m: setattr(m.rate_limiter, "min_size_to_sample", 0),
     "samples_per_insert": lambda m: setattr(m.rate_limiter, "samples_per_insert", float("inf")),
     "error_buffer": lambda m: setattr(m.rate_limiter, "error_buffer", 1.0),
@@ -325,12 +331,13 @@ def test_a_batch_survives_the_wire() -> None:
         probabilities=np.array([0.25, 0.5]),
         lengths=np.array([3, 1], np.int32),
         weights_versions=np.array([7, 2**60], np.uint64),
+        terminated=np.array([True, False]),
         table_size=99,
     )
     data = codec.encode_sequence_batch(batch).SerializeToString()
     decoded = codec.decode_sequence_batch(replay_pb2.SampleResponse.FromString(data))
     assert decoded.table_size == 99
-    for field in ("keys", "probabilities", "lengths", "weights_versions"):
+    for field in ("keys", "probabilities", "lengths", "weights_versions", "terminated"):
         assert getattr(decoded, field).dtype == getattr(batch, field).dtype
         np.testing.assert_array_equal(getattr(decoded, field), getattr(batch, field))
     for name, array in batch.columns.items():
