@@ -15,6 +15,8 @@ from typing import Self, TypeVar
 import grpc
 from prometheus_client import CollectorRegistry, start_http_server
 
+from replay_server.channel import open_channel
+from replay_server.credentials import Credentials
 from replay_server.malloc import tune_malloc
 from zero.tables import TableConfig
 from zero.trajectories import PriorityUpdates, SequenceBatch, Trajectory
@@ -150,7 +152,13 @@ class ReplayClient:
     """
 
     def __init__(
-        self, address: str, *, client_name: str = "client", max_message_bytes: int = 64 << 20, compress: bool = False
+        self,
+        address: str,
+        *,
+        client_name: str = "client",
+        max_message_bytes: int = 64 << 20,
+        compress: bool = False,
+        credentials: Credentials | None = None,
     ) -> None:
         """Connects lazily, and tunes the process's allocator for large messages (`tune_malloc`).
 
@@ -159,11 +167,16 @@ class ReplayClient:
             client_name: for the server's log.
             max_message_bytes: the largest message taken.
             compress: send columns as zstd frames, for networks slower than a gigabit.
+            credentials: what to trust and show; without any nothing is encrypted and no token sent.
+
+        Raises:
+            CredentialsError: a file cannot be used, or others could read the token.
         """
         tune_malloc()
         self.address = address
         self._compress = compress
-        self._channel = grpc.insecure_channel(address, options=_channel_options(client_name, max_message_bytes))
+        options = _channel_options(client_name, max_message_bytes)
+        self._channel = open_channel(address, credentials or Credentials(), options)
         self._replay = replay_pb2_grpc.ReplayServiceStub(self._channel)
         self._weights = weights_pb2_grpc.WeightsServiceStub(self._channel)
         self._closed = threading.Event()
