@@ -1,5 +1,6 @@
 """What the server measures: its own registry, every series there from the start, no label that grows with the run."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -67,6 +68,9 @@ class ServerMetrics:
         weights_version: the newest.
         weights_published_timestamp: when it was published.
         recovery_seconds: how long the start took to load the log.
+        insecure: 1 if other machines are served without TLS or tokens.
+        certificate_expiry: Unix time at which the server's certificate ends; infinite without one.
+        stale_credentials: by kind, 1 while files have changed and cannot be used.
     """
 
     def __init__(self, read_levels: Callable[[], Levels]) -> None:
@@ -85,6 +89,17 @@ class ServerMetrics:
             "weights_published_timestamp_seconds", "Unix time at which this server took the newest weights."
         )
         self.recovery_seconds = self._gauge("recovery_seconds", "How long loading the log took at the last start.")
+        self.insecure = self._gauge("insecure", "1 if other machines are served without TLS or tokens (--insecure).")
+        self.certificate_expiry = self._gauge(
+            "certificate_expiry_timestamp_seconds",
+            "Unix time at which the server's certificate ends; +Inf without one.",
+        )
+        self.certificate_expiry.set(math.inf)  # never an alert where there is nothing to expire
+        self.stale_credentials = self._gauge(
+            "stale_credentials", "1 while files have changed, cannot be used, and the earlier stay in force.", "kind"
+        )
+        for kind in ("certificate", "tokens"):
+            self.stale_credentials.labels(kind)
         self._redis_info = self._gauge("redis_info", "How soon Redis flushes what it acknowledges.", "appendfsync")
         self._inserted_steps = self._counter("inserted_steps", "Steps stored.", "table")
         self._inserted_trajectories = self._counter("inserted_trajectories", "Trajectories stored.", "table")
