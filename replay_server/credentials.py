@@ -1,6 +1,5 @@
 """Certificates, keys and tokens in files, of a server and of its clients: read, checked, read again, never shown."""
 
-import hashlib
 import logging
 import re
 import ssl
@@ -82,11 +81,6 @@ class NamedToken:
 
     name: str
     token: str = field(repr=False)
-
-    @property
-    def digest(self) -> bytes:
-        """Its sha256, of the same length for every token."""
-        return hashlib.sha256(self.token.encode()).digest()
 
 
 class Watched(Generic[Content]):

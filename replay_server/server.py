@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
@@ -21,6 +21,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from replay_server.catalog import Catalog, Limits
+from replay_server.credentials import SecuritySettings, is_loopback
 from replay_server.embedded_redis import EmbeddedRedis
 from replay_server.errors import Refusal, ReplayServerError
 from replay_server.group_commit import GroupCommit
@@ -30,12 +31,13 @@ from replay_server.metrics_endpoint import MetricsEndpoint
 from replay_server.processes import ProcessRegistry
 from replay_server.redis_log import LogError, RedisLog
 from replay_server.redis_store import RedisStore
+from replay_server.security import Security
 from replay_server.service import REPLAY_SERVICE, WEIGHTS_SERVICE, Border, ReplayService, WeightsService
 from replay_server.weights import WeightsKeeper
 
 logger = logging.getLogger(__name__)
 
-_LOOPBACK = ("127.0.0.1", "::1", "localhost")
+_MAX_HEALTH_BYTES = 4096
 _CHECK_SECONDS = 0.5
 
 
@@ -45,9 +47,12 @@ class ReplayServerSettings:
 
     Attributes:
         data_dir: folder of the embedded Redis; one server at a time.
-        host: interface to listen on; other than loopback only in a trusted network.
+        host: interface to listen on; any but loopback needs TLS and tokens.
         port: of gRPC; 0 takes a free one.
         metrics_port: of /metrics and /sd; 0 takes a free one.
+        health_port: where health alone is served, without TLS and tokens, for probes; 0 takes a free one, None serves
+            it on `port` alone, with what that asks for.
+        security: TLS and tokens.
         redis_url: an external Redis, redis:// or unix://; without one the server starts its own.
         redis_prefix: of all keys; one server at a time.
         redis_timeout_seconds: after which Redis counts as away.
@@ -62,7 +67,9 @@ class ReplayServerSettings:
     host: str = "127.0.0.1"
     port: int = 0
     metrics_port: int = 0
-    redis_url: str | None = None
+    health_port: int | None = None
+    security: SecuritySettings = SecuritySettings()  # noqa: RUF009 -- frozen
+    redis_url: str | None = field(default=None, repr=False)  # may hold a password
     redis_prefix: str = "zero"
     redis_timeout_seconds: float = 5.0
     max_message_bytes: int = 16 << 20
@@ -79,10 +86,12 @@ class BoundAddresses:
     Attributes:
         address: host:port of gRPC.
         metrics_address: host:port of /metrics and /sd.
+        health_address: host:port of health alone; None without.
     """
 
     address: str
     metrics_address: str
+    health_address: str | None = None
 
 
 class ReplayServer:
@@ -165,10 +174,10 @@ class ReplayServer:
         self._loop = asyncio.get_running_loop()
         self._stopping = asyncio.Event()
         tune_malloc()
+        parts = _Parts(self._settings)
         async with AsyncExitStack() as stack:
             if self._settings.redis_url is None:
                 stack.enter_context(_locked(self._settings.data_dir))
-            parts = _Parts(self._settings)
             addresses = await stack.enter_async_context(parts.serving(lambda: self._grace))
             await parts.recover()
             self._ready.set_result(addresses)
@@ -189,6 +198,7 @@ class _Parts:
         embedded = EmbeddedRedis(settings.data_dir) if settings.redis_url is None else None
         self._store = RedisStore(settings.redis_url, embedded, settings.redis_timeout_seconds)
         self._metrics = ServerMetrics(self._levels)
+        self._security = Security(settings.security, settings.host, self._metrics)
         log = RedisLog(settings.redis_prefix)
         self._commit = GroupCommit(self._store, log, self._metrics.redis_commit_seconds.observe)
         self._catalog = Catalog(self._store, log, self._commit, limits, np.random.default_rng())
@@ -214,9 +224,12 @@ class _Parts:
             server, port = self._bind()
             endpoint = MetricsEndpoint(settings.host, settings.metrics_port, self._metrics.registry, self._processes)
             stack.callback(endpoint.close)
+            health_address = await self._serve_health(stack)
             await server.start()
             try:
-                yield BoundAddresses(_address(settings.host, port), _address(settings.host, endpoint.port))
+                yield BoundAddresses(
+                    _address(settings.host, port), _address(settings.host, endpoint.port), health_address
+                )
             finally:
                 await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
                 await server.stop(grace())
@@ -229,23 +242,33 @@ class _Parts:
         weights = WeightsService(self._weights, self._metrics, self._limits)
         server.add_generic_rpc_handlers((replay.handlers(self._border), weights.handlers(self._border)))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        if settings.host in _LOOPBACK:
+        if is_loopback(settings.host):
             names = (REPLAY_SERVICE, WEIGHTS_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, server)
-        try:
-            port = server.add_insecure_port(_address(settings.host, settings.port))
-        except RuntimeError:
-            port = 0
-        if port == 0:
-            raise ReplayServerError(
-                f"cannot listen on {_address(settings.host, settings.port)}: "
-                "the port is in use or the host is not ours; choose another port"
-            )
+        port = _listen(lambda address: self._security.add_port(server, address), settings.host, settings.port)
         return server, port
 
     def _interceptors(self) -> list[grpc.aio.ServerInterceptor]:
         """What every call of every kind passes on its way in, outermost first."""
-        return []
+        return [*self._security.interceptors(self._border.refuse)]
+
+    async def _serve_health(self, stack: AsyncExitStack) -> str | None:
+        """Serve health alone where probes reach it that know neither TLS nor tokens; where that is."""
+        host, port = self._settings.host, self._settings.health_port
+        if port is None:
+            return None
+        server = grpc.aio.server(options=_server_options(_MAX_HEALTH_BYTES))
+        # Not Watch: whoever holds on to calls here could keep the probes out.
+        check = grpc.unary_unary_rpc_method_handler(
+            self._health.Check,
+            health_pb2.HealthCheckRequest.FromString,
+            health_pb2.HealthCheckResponse.SerializeToString,
+        )
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(health.SERVICE_NAME, {"Check": check}),))
+        address = _address(host, _listen(server.add_insecure_port, host, port))
+        stack.push_async_callback(server.stop, None)
+        await server.start()
+        return address
 
     async def recover(self) -> None:
         """Connect to Redis, load everything, take calls."""
@@ -259,6 +282,7 @@ class _Parts:
         self.tasks = [
             asyncio.create_task(self._commit.run(), name="group-commit"),
             asyncio.create_task(self._save_priorities(), name="save-priorities"),
+            asyncio.create_task(self._security.watch(), name="watch-credentials"),
         ]
         self._border.is_open = True
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
@@ -279,10 +303,11 @@ class _Parts:
     async def _end_tasks(self) -> None:
         if not self.tasks:
             return
-        commit, saving = self.tasks
-        saving.cancel()
+        _, *others = self.tasks
+        for task in others:
+            task.cancel()
         self._commit.close()
-        await asyncio.wait((commit, saving))
+        await asyncio.wait(self.tasks)
         if not self._commit.down_because:
             await self._catalog.save_priorities()
 
@@ -352,6 +377,19 @@ def _table_bytes(settings: ReplayServerSettings) -> int:
     if settings.max_table_bytes is not None:
         return settings.max_table_bytes
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * 4 // 5
+
+
+def _listen(add_port: Callable[[str], int], host: str, port: int) -> int:
+    """The port that a server listens on from now."""
+    try:
+        bound = add_port(_address(host, port))
+    except RuntimeError:
+        bound = 0
+    if bound == 0:
+        raise ReplayServerError(
+            f"cannot listen on {_address(host, port)}: the port is in use or the host is not ours; choose another port"
+        )
+    return bound
 
 
 def _address(host: str, port: int) -> str:
