@@ -173,7 +173,7 @@ def read_authorities(path: Path) -> bytes:
     data = read_file(path)
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=data.decode("ascii"))
-    except ValueError:  # as is ssl.SSLError
+    except (ssl.SSLError, ValueError):
         raise CredentialsError(f"CA file {path} holds no certificates that can be used; give PEM") from None
     return data
 
