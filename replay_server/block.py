@@ -1,36 +1,53 @@
 """The trajectories of one insert call as one run of steps: unpacked, checked, fingerprinted, joined per column."""
 
-import hashlib
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 
-from zero.trajectories import Signature
+from zero.trajectories import ColumnSpec, Signature
 from zero.wire import codec, replay_pb2, trajectory_pb2
 from zero.wire.codec import CodecError, Reason
 
 DIGEST_BYTES = 16
-_HEADER = struct.Struct("<QQ??I")
+_HEADER = struct.Struct("<QQ???QQ")
+_FLOAT32 = np.dtype("<f4")
 
 
 class Record(NamedTuple):
-    """What is remembered of a trajectory besides its steps.
+    """A chunk besides its steps: a whole trajectory, or a part of one that is still being played.
 
     Attributes:
         trajectory_id: its idempotency key.
         digest: DIGEST_BYTES that stand for its content.
         num_steps: T.
-        weights_version: who played it.
+        first_step: of the chunk within its trajectory.
+        open: more chunks follow.
+        actor_id: who played it.
+        weights_version: with which weights.
+        episode_seed: from which it can be dealt again.
+        terminated: it ends the game by its rules.
+        truncated: it ends although the game did not.
+        stats: free scalars, by name.
+        priorities: float32 [T], initial ones; None for the highest seen.
     """
 
     trajectory_id: str
     digest: bytes
     num_steps: int
+    first_step: int
+    open: bool
+    actor_id: str
     weights_version: int
+    episode_seed: int
+    terminated: bool
+    truncated: bool
+    stats: tuple[tuple[str, float], ...]
+    priorities: NDArray[np.float32] | None
 
 
 @dataclass(frozen=True)
@@ -64,7 +81,8 @@ def decode_block(
 
     Raises:
         CodecError: as codec.unpack_trajectory and codec.check_values; the text names the trajectory. BAD_MESSAGE
-            without trajectories, BAD_LENGTH for more than max_steps together.
+            without trajectories and for an open one that has ended, BAD_LENGTH for more than max_steps together,
+            OUT_OF_RANGE for values beyond a column's bounds, BAD_DATA, NOT_FINITE, BAD_PRIORITY for its priorities.
     """
     if not trajectories:
         raise CodecError(Reason.BAD_MESSAGE, "an insert needs at least one trajectory")
@@ -77,14 +95,10 @@ def decode_block(
             num_steps, data = codec.unpack_trajectory(
                 trajectory, signature, max_steps, max_bytes - total * bytes_per_step
             )
+            records.append(_record(trajectory, num_steps, data))
         except CodecError as error:
             raise CodecError(error.reason, f"trajectory {_shown(trajectory)}: {error.message}") from None
         total += num_steps
-        records.append(
-            Record(
-                trajectory.trajectory_id, _digest(trajectory, num_steps, data), num_steps, trajectory.weights_version
-            )
-        )
         parts.append(data)
     if total > max_steps:
         raise CodecError(Reason.BAD_LENGTH, f"an insert of {total} steps; the table takes {max_steps} in all")
@@ -95,6 +109,7 @@ def decode_block(
     for spec, column in zip(signature, columns, strict=True):
         try:
             codec.check_values(column, spec.name)
+            check_range(column, spec)
         except CodecError as error:
             shown = ", ".join(_shown(trajectory) for trajectory in trajectories[:3])
             raise CodecError(error.reason, f"{error.message} (among trajectories {shown} ...)") from None
@@ -107,22 +122,78 @@ def decode_insert(message: bytes, signature: Signature, max_steps: int = 2**31 -
     return decode_block(request.trajectories, signature, message, max_steps, max_bytes)
 
 
+def check_range(column: NDArray[np.generic], spec: ColumnSpec) -> None:
+    """Refuse values beyond a column's bounds; they are finite and of the column's dtype.
+
+    Raises:
+        CodecError: OUT_OF_RANGE.
+    """
+    if spec.minimum is not None and column.size and (smallest := column.min().item()) < spec.minimum:
+        raise CodecError(
+            Reason.OUT_OF_RANGE, f"column {spec.name!r} holds {smallest}, at least {spec.minimum} is allowed"
+        )
+    if spec.maximum is not None and column.size and (largest := column.max().item()) > spec.maximum:
+        raise CodecError(
+            Reason.OUT_OF_RANGE, f"column {spec.name!r} holds {largest}, at most {spec.maximum} is allowed"
+        )
+
+
 def _shown(trajectory: trajectory_pb2.Trajectory) -> str:
     return repr(trajectory.trajectory_id[: codec.MAX_ID_CHARACTERS])
 
 
-def _digest(trajectory: trajectory_pb2.Trajectory, num_steps: int, columns: Sequence[bytes]) -> bytes:
-    """A fingerprint of the content, the same however it was packed."""
-    fingerprint = hashlib.sha256(
+def _record(trajectory: trajectory_pb2.Trajectory, num_steps: int, columns: Sequence[bytes]) -> Record:
+    if trajectory.open and (trajectory.terminated or trajectory.truncated):
+        raise CodecError(Reason.BAD_MESSAGE, "it is open, so it is neither terminated nor truncated yet")
+    if trajectory.first_step + num_steps >= 2**31:
+        raise CodecError(Reason.BAD_LENGTH, f"first_step is {trajectory.first_step}; at most 2^31 steps are taken")
+    stats = tuple(sorted(trajectory.stats.items()))
+    return Record(
+        trajectory.trajectory_id,
+        _digest(trajectory, num_steps, stats, columns),
+        num_steps,
+        trajectory.first_step,
+        trajectory.open,
+        trajectory.actor_id,
+        trajectory.weights_version,
+        trajectory.episode_seed,
+        trajectory.terminated,
+        trajectory.truncated,
+        stats,
+        _priorities(trajectory.priorities, num_steps) if trajectory.priorities else None,
+    )
+
+
+def _priorities(data: bytes, num_steps: int) -> NDArray[np.float32]:
+    if len(data) != num_steps * _FLOAT32.itemsize:
+        raise CodecError(Reason.BAD_DATA, f"{len(data)} bytes of priorities for {num_steps} steps of 4 bytes")
+    priorities = np.frombuffer(data, _FLOAT32).astype(np.float32, copy=False)
+    if not np.isfinite(priorities).all():
+        raise CodecError(Reason.NOT_FINITE, "a priority is NaN or infinite")
+    if priorities.min() < 0:
+        raise CodecError(Reason.BAD_PRIORITY, f"priority {priorities.min()} is negative")
+    return priorities
+
+
+def _digest(
+    trajectory: trajectory_pb2.Trajectory,
+    num_steps: int,
+    stats: tuple[tuple[str, float], ...],
+    columns: Sequence[bytes],
+) -> bytes:
+    """A fingerprint of the content, the same however it was packed; against accidents, not against forgers."""
+    fingerprint = xxhash.xxh3_128(
         _HEADER.pack(
             trajectory.weights_version,
             trajectory.episode_seed,
             trajectory.terminated,
             trajectory.truncated,
+            trajectory.open,
+            trajectory.first_step,
             num_steps,
         )
     )
-    fingerprint.update(repr((trajectory.actor_id, sorted(trajectory.stats.items()))).encode())
+    fingerprint.update(repr((trajectory.actor_id, stats, trajectory.priorities)).encode())
     for data in columns:
         fingerprint.update(data)
-    return fingerprint.digest()[:DIGEST_BYTES]
+    return fingerprint.digest()

@@ -1,217 +1,571 @@
-"""A table in memory: the rings, which positions are whose, what is known, what is drawn; one thread at a time."""
+"""A table in memory: which steps it holds, whose they are, what is known, what is drawn; one thread at a time."""
 
-from collections import deque
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from replay_server.block import Block
+from replay_server.block import Block, Record
 from replay_server.errors import Refusal
+from replay_server.priorities import Priorities
+from replay_server.removers import REMOVERS
 from replay_server.ring import ColumnRings
-from replay_server.selectors import make_selector
-from zero.tables import TableConfig
-from zero.trajectories import PriorityUpdates, SequenceBatch
-from zero.wire.codec import Reason
+from replay_server.selectors import SELECTORS, Draw
+from replay_server.slots import BYTES_PER_SLOT, Slots, Walk
+from replay_server.stored import KnownTrajectories, Removed, Stored, StoredChunk
+from zero.tables import EpisodeEnd, SequenceRule, TableConfig
+from zero.trajectories import NStep, PriorityUpdates, SampleSpec, StepFilter, TrajectoryFilter
+from zero.wire.codec import Reason, row_bytes
 
-KNOWN_EVICTED = 100_000
-"""How many evicted trajectories a table remembers, so that their late repetition is not stored again."""
+_SELECTOR_BYTES_PER_SLOT = 24
+_ITEM_BYTES_PER_SLOT = 1 + 4 + 8  # whether it is one, its priority, how often it was drawn or whose it is
 
 
-class Stored(NamedTuple):
-    """A stored trajectory.
+class Placement(NamedTuple):
+    """Where a block is going to live.
 
     Attributes:
-        trajectory_id: its idempotency key.
-        digest: stands for its content.
-        stop: the position after its last step.
-        entry: names the log entry that holds it; empty without one.
+        ordinal: of its first chunk; the others follow.
+        slots: int32 [steps of the block].
+        stored_at: Unix time.
     """
 
-    trajectory_id: str
-    digest: bytes
-    stop: int
-    entry: str
+    ordinal: int
+    slots: NDArray[np.int32]
+    stored_at: float
+
+
+class Drawn(NamedTuple):
+    """A drawn batch before its columns are gathered.
+
+    Attributes:
+        walk: the sequences, as far as the windows reach.
+        keys: uint64 [B].
+        probabilities: float64 [B].
+        weights_versions: uint64 [B].
+        table_size: items at the time of drawing.
+        mean_age_seconds: since the drawn steps were stored.
+    """
+
+    walk: Walk
+    keys: NDArray[np.uint64]
+    probabilities: NDArray[np.float64]
+    weights_versions: NDArray[np.uint64]
+    table_size: int
+    mean_age_seconds: float
+
+
+def memory_of(config: TableConfig) -> int:
+    """Bytes that a table takes when it is full, besides what it remembers per trajectory."""
+    columns = sum(row_bytes(spec) for spec in config.signature)
+    return config.capacity * (columns + BYTES_PER_SLOT + _SELECTOR_BYTES_PER_SLOT + _ITEM_BYTES_PER_SLOT)
 
 
 class Table:
-    """Steps by position: positions count every step ever inserted, position p lives in slot p modulo capacity.
+    """Steps in slots, linked into trajectories; items are the steps that may be drawn.
 
-    Stored are the positions tail to head - 1. A key is generation << 32 | slot with generation = p // capacity, so it
-    names one position for ever.
+    A key is generation << 32 | slot, where the generation says with which chunk the step came, so it names one step for
+    ever.
 
     Attributes:
         config: what the table is.
-        inserted_trajectories: trajectories ever inserted.
-        sampled_positions: positions ever drawn.
+        rings: the columns.
+        priorities: by slot.
+        has_priorities: whether they make a difference.
+        num_steps: stored now.
+        num_items: stored now.
+        next_ordinal: of the next chunk.
+        inserted_steps: ever.
+        inserted_trajectories: ever.
+        sampled_positions: ever drawn.
+        removed_trajectories: ever.
     """
 
-    def __init__(self, config: TableConfig, rng: np.random.Generator, first_position: int = 0) -> None:
+    def __init__(
+        self,
+        config: TableConfig,
+        rng: np.random.Generator,
+        *,
+        logged: bool = False,
+        first_ordinal: int = 0,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """A logged table collects what was removed until `take_removed`."""
         self.config = config
+        self.rings = ColumnRings(config.signature, config.capacity)
+        self.priorities = Priorities(config.capacity)
+        self.num_steps = self.num_items = 0
+        self.next_ordinal = first_ordinal
+        self.inserted_steps = self.inserted_trajectories = self.sampled_positions = self.removed_trajectories = 0
         self._rng = rng
-        self._rings = ColumnRings(config.signature, config.capacity)
-        self.selector = make_selector(config)
-        self._stops = np.zeros(config.capacity, np.int64)  # per slot: the position after its trajectory's last step
-        self._weights_versions = np.zeros(config.capacity, np.uint64)
-        self._stored: deque[Stored] = deque()
-        self._known: dict[str, bytes] = {}  # id to digest, stored and lately evicted
-        self._evicted: deque[str] = deque()
-        self._tail = self._head = first_position
-        self.inserted_trajectories = 0
-        self.sampled_positions = 0
+        self._clock = clock
+        self._logged = logged
+        self._slots = Slots(config.capacity)
+        self._selector = SELECTORS[config.selector](config)
+        self._remover = REMOVERS[config.remover](rng, self._priority_of)
+        self.has_priorities = self._selector.uses_priorities or self._remover.uses_priorities
+        self._is_item = np.zeros(config.capacity, np.bool_)
+        self._times_drawn = np.zeros(config.capacity if config.max_times_sampled else 0, np.int32)
+        self._draws_left = 0
+        needs_owners = bool(config.max_times_sampled) or self._remover.uses_priorities
+        self._owners = np.zeros(config.capacity if needs_owners else 0, np.int64)  # by slot: ordinal of the trajectory
+        self._stored: dict[int, Stored] = {}
+        self._known = KnownTrajectories()
+        self._removed: list[Removed] = []
+        self._newest_of: dict[str, Stored] = {}  # by actor; only where sequences go on in the next trajectory
+        rule = config.sequences
+        self._every_step = rule.period == 1 and rule.episode_end is not EpisodeEnd.TRUNCATE
+        self._default_slots: list[NDArray[np.int64]] | None = None  # what was restored without a priority of its own
 
-    @property
-    def head(self) -> int:
-        """The position of the next step."""
-        return self._head
-
-    @property
-    def num_steps(self) -> int:
-        """Steps stored."""
-        return self._head - self._tail
+    # --- what there is -----------------------------------------------------------------------------------------------
 
     @property
     def num_trajectories(self) -> int:
-        """Trajectories stored."""
+        """Trajectories stored now."""
         return len(self._stored)
 
     @property
-    def first_entry(self) -> str:
-        """The log entry of the oldest stored trajectory; empty without one."""
-        return self._stored[0].entry if self._stored else ""
+    def memory_bytes(self) -> int:
+        """As memory_of."""
+        return memory_of(self.config)
 
-    @property
-    def last_entry(self) -> str:
-        """The log entry of the newest stored trajectory; empty without one."""
-        return self._stored[-1].entry if self._stored else ""
+    def trajectories(self) -> list[Stored]:
+        """The stored ones, oldest first."""
+        return list(self._stored.values())
 
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of a step over all columns."""
-        return sum(self._rings.row_bytes.values())
+    def find_trajectory(self, trajectory_id: str) -> Stored | None:
+        """The stored one of that id."""
+        return self._known.find(trajectory_id)
 
-    def stored(self) -> list[Stored]:
-        """The stored trajectories, oldest first."""
-        return list(self._stored)
+    def knows(self, trajectory_id: str) -> bool:
+        """Whether it is stored, or was and is remembered."""
+        return trajectory_id in self._known
 
-    def evicted(self) -> list[tuple[str, bytes]]:
-        """Id and digest of the evicted trajectories that are still known, oldest first."""
-        return [(trajectory_id, self._known[trajectory_id]) for trajectory_id in self._evicted]
+    def matching(self, wanted: TrajectoryFilter) -> list[Stored]:
+        """The stored trajectories that a filter matches, oldest first."""
+        if wanted.trajectory_ids:
+            found = (self._known.find(trajectory_id) for trajectory_id in dict.fromkeys(wanted.trajectory_ids))
+            candidates = sorted((stored for stored in found if stored is not None), key=lambda stored: stored.ordinal)
+        else:
+            candidates = self.trajectories()
+        return [stored for stored in candidates if stored.matches(wanted)]
 
-    def read(self, start: int, stop: int) -> dict[str, NDArray[np.generic]]:
-        """The steps at stored positions start to stop - 1, a copy [stop - start, *shape] of every column."""
-        slots = np.arange(start, stop) % self.config.capacity
-        return self._rings.read(slots)
+    def read(self, slots: NDArray[np.int32]) -> dict[str, NDArray[np.generic]]:
+        """The steps in slots [N], a copy [N, *shape] of every column."""
+        return self.rings.read(slots.astype(np.int64))
 
-    def weights_version_at(self, position: int) -> int:
-        """The weights that played the trajectory at a stored position."""
-        return int(self._weights_versions[position % self.config.capacity])
+    # --- inserting ---------------------------------------------------------------------------------------------------
 
-    def move_newest(self, entries: Sequence[str]) -> None:
-        """Note that the newest trajectories, as many as there are entries, are in other log entries now."""
-        stored = self.stored()
-        first = len(stored) - len(entries)
-        moved = [one._replace(entry=entry) for one, entry in zip(stored[first:], entries, strict=True)]
-        self._stored = deque((*stored[:first], *moved))
+    def check_new(self, block: Block) -> list[int]:
+        """Which records of a block are new; the others are known with the same content.
 
-    def digest_of(self, trajectory_id: str) -> bytes | None:
-        """The digest of a known trajectory: a stored one, or one of the last KNOWN_EVICTED evicted ones."""
-        return self._known.get(trajectory_id)
+        Raises:
+            Refusal: CONTENT_CONFLICT, MISSING_CHUNK, BAD_LENGTH.
+        """
+        return self._known.check_new(block, self.config.capacity)
 
-    def recall_evicted(self, trajectories: Sequence[tuple[str, bytes]]) -> None:
-        """Know trajectories, oldest first and given by id and digest, as evicted before all that were since."""
-        for trajectory_id, digest in reversed(trajectories):
-            if trajectory_id not in self._known and len(self._evicted) < KNOWN_EVICTED:
-                self._known[trajectory_id] = digest
-                self._evicted.appendleft(trajectory_id)
+    def items_of(self, block: Block) -> int:
+        """How many steps become items when a block of new records is stored."""
+        if self._every_step:
+            return block.num_steps
+        total = 0
+        reached: dict[str, tuple[int, int]] = {}  # number of the first stored step, and steps stored
+        for record in block.records:
+            stored = self._known.find(record.trajectory_id)
+            known = (stored.chunks[0].first_step, len(stored.slots)) if stored else (record.first_step, 0)
+            first, before = reached.get(record.trajectory_id, known)
+            total += len(_new_items(self.config.sequences, record, first, before))
+            reached[record.trajectory_id] = (first, before + record.num_steps)
+        return total
 
-    def append(self, block: Block, entries: Sequence[str] | None = None) -> list[Stored]:
-        """Store trajectories that are new, evicting the oldest ones to make room; returns what was evicted.
+    def can_place(self, block: Block) -> bool:
+        """Whether there is room, if need be after removing everything that is stored."""
+        return block.num_steps <= self._slots.num_free + self.num_steps
+
+    def place(self, block: Block) -> Placement:
+        """Reserve slots for a block that can be placed; what the remover chooses to make room is gone from now on."""
+        while self._slots.num_free < block.num_steps:
+            self._remove(self._stored[self._remover.choose()])
+        slots = self._slots.reserve(block.num_steps)
+        placement = Placement(self.next_ordinal, slots.astype(np.int32), self._clock())
+        self.next_ordinal += len(block.records)
+        return placement
+
+    def abandon(self, placement: Placement) -> None:
+        """The block is not going to be stored."""
+        self._slots.give_back(placement.slots.astype(np.int64))
+
+    def store(self, block: Block, placement: Placement, entries: Sequence[str] | None = None) -> None:
+        """Store a block where it was placed; its steps can be drawn from now on.
 
         Args:
-            block: at most capacity steps, ids unknown.
-            entries: the log entry that holds each trajectory; none in a table without a log.
+            block: records that are new.
+            placement: of this block.
+            entries: the log entry that holds each record; none in a table without a log.
         """
-        evicted = self._make_room(block.num_steps)
-        self._rings.write(self._head, block.columns)
+        slots = placement.slots.astype(np.int64)
         lengths = [record.num_steps for record in block.records]
-        stops = self._head + np.cumsum(lengths)
-        slots = np.arange(self._head, self._head + block.num_steps) % self.config.capacity
-        self._stops[slots] = np.repeat(stops, lengths)
-        self._weights_versions[slots] = np.repeat(
-            np.array([record.weights_version for record in block.records], np.uint64), lengths
-        )
-        entries = entries or [""] * len(block.records)
-        for record, stop, entry in zip(block.records, stops.tolist(), entries, strict=True):
-            self._stored.append(Stored(record.trajectory_id, record.digest, stop, entry))
-            self._known[record.trajectory_id] = record.digest
-        self.selector.insert(self._head, self._head + block.num_steps)
-        self._head += block.num_steps
-        self.inserted_trajectories += len(block.records)
-        return evicted
+        self.rings.write(slots, block.columns)
+        self._slots.fill(slots, lengths, placement.ordinal + np.arange(len(lengths)))
+        self._slots.stored_at[slots] = placement.stored_at
+        versions = np.array([record.weights_version for record in block.records], np.uint64)
+        self._slots.weights_versions[slots] = np.repeat(versions, lengths)
+        self._give_first_priorities(block, slots)
+        stored, items = self._note(block, placement, entries)
+        if len(self._owners):
+            self._owners[slots] = np.repeat([one.ordinal for one in stored], lengths)
+        self._add_items(slots if self._every_step else np.concatenate(items))
+        self.num_steps += block.num_steps
+        self.inserted_steps += block.num_steps
+        if self.config.max_times_sampled:
+            self._remove_without_items({one.ordinal for one in stored})
 
-    def _make_room(self, num_steps: int) -> list[Stored]:
-        evicted: list[Stored] = []
-        tail = self._tail
-        while self._head + num_steps - tail > self.config.capacity:
-            evicted.append(self._stored.popleft())
-            tail = evicted[-1].stop
-        if evicted:
-            self.selector.remove(self._tail, tail)
-            self._tail = tail
-            self._evicted.extend(stored.trajectory_id for stored in evicted)
-            while len(self._evicted) > KNOWN_EVICTED:
-                del self._known[self._evicted.popleft()]
-        return evicted
+    def _give_first_priorities(self, block: Block, slots: NDArray[np.int64]) -> None:
+        priorities = np.full(len(slots), self.priorities.highest, np.float32)
+        start = 0
+        for record in block.records:
+            part = slice(start, start + record.num_steps)
+            start = part.stop
+            if record.priorities is not None:
+                priorities[part] = record.priorities
+            elif self._default_slots is not None:
+                self._default_slots.append(slots[part])
+        self.priorities.set(slots, priorities)
 
-    def sample(self, batch_size: int, windows: Mapping[str, int]) -> SequenceBatch:
-        """Draw a batch; at least one step is stored and the windows name columns of the table."""
-        positions, probabilities = self.selector.draw(self._tail, self._head, self._rng.random(batch_size))
-        slots = positions % self.config.capacity
-        remaining = self._stops[slots] - positions
-        self.sampled_positions += batch_size
-        return SequenceBatch(
-            columns=self._rings.gather(positions, remaining, windows),
-            keys=self._keys(positions),
-            probabilities=probabilities,
-            lengths=np.minimum(remaining, max(windows.values())).astype(np.int32),
-            weights_versions=self._weights_versions[slots],
-            terminated=np.zeros(batch_size, np.bool_),
-            table_size=self.num_steps,
-        )
+    def _note(
+        self, block: Block, placement: Placement, entries: Sequence[str] | None
+    ) -> tuple[list[Stored], list[NDArray[np.int64]]]:
+        """Note whose the steps are; returns the trajectory of each record, and the slots that become items."""
+        trajectories: list[Stored] = []
+        items: list[NDArray[np.int64]] = []
+        start = 0
+        for i, record in enumerate(block.records):
+            slots = placement.slots[start : start + record.num_steps]
+            start += record.num_steps
+            entry = entries[i] if entries else ""
+            chunk = StoredChunk(record.first_step, record.num_steps, record.digest, entry, placement.ordinal + i)
+            stored = self._note_chunk(record, chunk, slots, placement.stored_at)
+            trajectories.append(stored)
+            if not self._every_step:
+                before = len(stored.slots) - record.num_steps
+                new = _new_items(self.config.sequences, record, stored.chunks[0].first_step, before)
+                items.append(stored.slots[new.start : new.stop : new.step].astype(np.int64))
+        return trajectories, items
 
-    def _keys(self, positions: NDArray[np.int64]) -> NDArray[np.uint64]:
-        generations, slots = np.divmod(positions, self.config.capacity)
-        return (generations << 32 | slots).astype(np.uint64)
+    def _note_chunk(self, record: Record, chunk: StoredChunk, slots: NDArray[np.int32], stored_at: float) -> Stored:
+        stored = self._known.find(record.trajectory_id)
+        if stored is None:
+            stored = Stored(record, chunk, slots, stored_at)
+            self._known.add(stored)
+            self._stored[stored.ordinal] = stored
+            self._remover.insert(stored.ordinal)
+            self.inserted_trajectories += chunk.first_step == 0
+            self._link(stored)
+        else:
+            self._slots.link(int(stored.slots[-1]), int(slots[0]))
+            stored.extend(record, chunk, slots)
+        if not record.open:
+            self._slots.end(int(slots[-1]), terminated=record.terminated)
+        return stored
+
+    def _link(self, stored: Stored) -> None:
+        """Let the sequences of the actor's last trajectory go on in this one, if that is the rule."""
+        if self.config.sequences.episode_end is not EpisodeEnd.CONTINUE:
+            return
+        last = self._newest_of.get(stored.actor_id)
+        if last is not None and not last.open:
+            self._slots.link(int(last.slots[-1]), int(stored.slots[0]))
+            stored.linked_from = last
+        self._newest_of[stored.actor_id] = stored
+
+    def _add_items(self, slots: NDArray[np.int64]) -> None:
+        if not len(slots):
+            return
+        self._is_item[slots] = True
+        self._selector.insert(slots, self.priorities.values[slots])
+        self.num_items += len(slots)
+        if self.config.max_times_sampled:
+            self._times_drawn[slots] = 0
+            self._draws_left += len(slots) * self.config.max_times_sampled
+
+    # --- removing ----------------------------------------------------------------------------------------------------
+
+    def remove(self, trajectories: Sequence[Stored]) -> None:
+        """Remove stored trajectories; their ids stay known."""
+        for stored in trajectories:
+            self._remove(stored)
+
+    def take_removed(self) -> list[Removed]:
+        """What was removed since the last call, for whatever reason, oldest first."""
+        removed, self._removed = self._removed, []
+        return removed
+
+    def give_back_removed(self, removed: Sequence[Removed]) -> None:
+        """Have the next `take_removed` give these as well: the log could not note them."""
+        self._removed[:0] = removed
+
+    def recall_removed(self, removed: Sequence[Removed]) -> None:
+        """Know trajectories, oldest first, as removed before all that were since."""
+        self._known.recall(removed)
+
+    def removed_known(self) -> list[Removed]:
+        """The removed ones that are still known, oldest first."""
+        return self._known.removed()
+
+    def _remove(self, stored: Stored) -> None:
+        slots = stored.slots.astype(np.int64)
+        self._drop_items(slots[self._is_item[slots]])
+        self._slots.empty(slots)
+        self._unlink(stored)
+        self._remover.remove(stored.ordinal)
+        del self._stored[stored.ordinal]
+        removed = self._known.remove(stored)
+        if self._logged:
+            self._removed.append(removed)
+        self.num_steps -= len(slots)
+        self.removed_trajectories += 1
+
+    def _unlink(self, stored: Stored) -> None:
+        last = stored.linked_from
+        if last is not None and last.ordinal in self._stored:
+            self._slots.link(int(last.slots[-1]), None)
+        stored.linked_from = None  # or removed ones would keep each other
+        if self._newest_of.get(stored.actor_id) is stored:
+            del self._newest_of[stored.actor_id]
+
+    def _drop_items(self, slots: NDArray[np.int64]) -> None:
+        if not len(slots):
+            return
+        self._selector.remove(slots)
+        self._is_item[slots] = False
+        self.num_items -= len(slots)
+        if self.config.max_times_sampled:
+            self._draws_left -= len(slots) * self.config.max_times_sampled - int(self._times_drawn[slots].sum())
+
+    # --- recovering --------------------------------------------------------------------------------------------------
+
+    def restore(self, block: Block, placement: Placement, entries: Sequence[str]) -> None:
+        """Store a block at the slots that it had in an earlier life; only before `settle`."""
+        if self._default_slots is None:
+            self._default_slots = []
+        self.store(block, placement, entries)
+        self.next_ordinal = max(self.next_ordinal, placement.ordinal + len(block.records))
+
+    def settle(self) -> None:
+        """Go on from what was restored."""
+        newest = next(reversed(self._stored.values()), None)
+        self._slots.settle(int(newest.slots[-1]) + 1 if newest else 0)
+
+    def restore_priorities(self, values: NDArray[np.float32], valid: NDArray[np.bool_], highest: float) -> None:
+        """Give saved priorities to restored steps; those without one of their own get the highest seen.
+
+        Args:
+            values: float32 [N], of the slots 0 to N - 1.
+            valid: bool [N], which of them belong to the step that is there now.
+            highest: the highest one seen.
+        """
+        self.priorities.highest = max(self.priorities.highest, highest)
+        saved = np.flatnonzero(valid)
+        default = np.concatenate((*(self._default_slots or ()), np.empty(0, np.int64)))
+        self._prioritize(default, np.full(len(default), self.priorities.highest, np.float32))
+        self._prioritize(saved, values[saved])
+        self._default_slots = None
+
+    # --- in place ----------------------------------------------------------------------------------------------------
+
+    def find(self, keys: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """The slots [N] that keys [N] name, and which of them [N] still hold that step."""
+        return self._slots.find(keys)
+
+    def generations(self, slots: NDArray[np.int64]) -> NDArray[np.uint32]:
+        """The generations [N] of slots [N]; 0 for those without a step."""
+        return self._slots.generations[slots]
+
+    def write_rows(self, slots: NDArray[np.int64], columns: Mapping[str, NDArray[np.generic]]) -> None:
+        """Replace values [N, *shape] of some columns of the steps in slots [N]."""
+        self.rings.write_some(slots, columns)
 
     def update_priorities(self, updates: PriorityUpdates) -> tuple[int, int]:
         """Set priorities; returns how many were set and how many keys name nothing stored."""
-        keys = updates.keys
-        positions = (keys >> np.uint64(32)).astype(np.int64) * self.config.capacity
-        slots = (keys & np.uint64(0xFFFFFFFF)).astype(np.int64)
-        positions += slots
-        stored = (positions >= self._tail) & (positions < self._head) & (slots < self.config.capacity)
-        self.selector.update(positions[stored], updates.priorities[stored])
-        updated = int(np.count_nonzero(stored))
-        return updated, len(keys) - updated
+        slots, valid = self._slots.find(updates.keys)
+        self._prioritize(slots[valid], updates.priorities[valid])
+        updated = int(np.count_nonzero(valid))
+        return updated, len(slots) - updated
 
-    def check_windows(self, batch_size: int, windows: Mapping[str, int], max_bytes: int) -> None:
+    def _prioritize(self, slots: NDArray[np.int64], priorities: NDArray[np.float32]) -> None:
+        if not len(slots):
+            return
+        self.priorities.set(slots, priorities)
+        items = self._is_item[slots]
+        self._selector.update(slots[items], priorities[items])
+        if self._remover.uses_priorities:
+            self._remover.reprioritize(np.unique(self._owners[slots]).tolist())
+
+    def _priority_of(self, ordinal: int) -> float:
+        slots = self._stored[ordinal].slots
+        return float(np.max(self.priorities.values[slots[self._is_item[slots]]], initial=0.0))
+
+    # --- drawing -----------------------------------------------------------------------------------------------------
+
+    def can_draw(self, batch_size: int) -> bool:
+        """Whether there are items, and often enough to be drawn."""
+        return self.num_items > 0 and (not self.config.max_times_sampled or self._draws_left >= batch_size)
+
+    def draw(self, spec: SampleSpec) -> Drawn:
+        """Draw a batch that was checked and can be drawn.
+
+        It may use up items, and a trajectory with its last one: gather the columns before anything else is stored.
+
+        Raises:
+            Refusal: RATE_LIMITED, no item matches the filter.
+        """
+        size = self.num_items
+        draw = self._draw(spec.batch_size, self._allowed(spec.filter))
+        if not len(draw.slots):
+            raise Refusal(Reason.RATE_LIMITED, f"no item of table {self.config.name!r} matches the filter")
+        self.sampled_positions += spec.batch_size
+        drawn = Drawn(
+            walk=self._slots.walk(draw.slots, spec.reach),
+            keys=self._slots.keys(draw.slots),
+            probabilities=draw.probabilities,
+            weights_versions=self._slots.weights_versions[draw.slots],
+            table_size=size,
+            mean_age_seconds=self._clock() - float(self._slots.stored_at[draw.slots].mean()),
+        )
+        if self.config.max_times_sampled:
+            self._remove_used_up(draw.slots)
+        return drawn
+
+    def _allowed(self, wanted: StepFilter) -> NDArray[np.bool_] | None:
+        if not wanted.max_age_seconds and not wanted.min_weights_version:
+            return None
+        allowed = self._slots.weights_versions >= wanted.min_weights_version
+        if wanted.max_age_seconds:
+            allowed &= self._slots.stored_at >= self._clock() - wanted.max_age_seconds
+        return allowed
+
+    def _draw(self, number: int, allowed: NDArray[np.bool_] | None) -> Draw:
+        if not self.config.max_times_sampled:
+            return self._selector.draw(self._rng.random(number), allowed)
+        draws: list[Draw] = []
+        while number:
+            draw = self._selector.draw(self._rng.random(number), allowed)
+            if not len(draw.slots):
+                break
+            kept = self._count_draws(draw.slots)
+            draws.append(Draw(draw.slots[kept], draw.probabilities[kept]))
+            number -= len(draws[-1].slots)
+        if number:  # a filter has left too few
+            for draw in draws:
+                self._uncount_draws(draw.slots)
+            return Draw(np.empty(0, np.int64), np.empty(0))
+        return Draw(np.concatenate([draw.slots for draw in draws]), np.concatenate([d.probabilities for d in draws]))
+
+    def _count_draws(self, slots: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Count draws that are still allowed, returns which; what is used up can no longer be drawn."""
+        kept = np.zeros(len(slots), np.bool_)
+        for i, slot in enumerate(slots.tolist()):
+            if self._times_drawn[slot] < self.config.max_times_sampled:
+                self._times_drawn[slot] += 1
+                kept[i] = True
+        used_up = np.unique(slots[self._times_drawn[slots] >= self.config.max_times_sampled])
+        self._selector.remove(used_up[self._is_item[used_up]])
+        self._is_item[used_up] = False
+        self._draws_left -= int(kept.sum())
+        return kept
+
+    def _uncount_draws(self, slots: NDArray[np.int64]) -> None:
+        np.subtract.at(self._times_drawn, slots, 1)
+        back = np.unique(slots[~self._is_item[slots]])
+        self._is_item[back] = True
+        self._selector.insert(back, self.priorities.values[back])
+        self._draws_left += len(slots)
+
+    def _remove_used_up(self, slots: NDArray[np.int64]) -> None:
+        used_up = np.unique(slots[~self._is_item[slots]])
+        self.num_items -= len(used_up)
+        self._remove_without_items(set(self._owners[used_up].tolist()))
+
+    def _remove_without_items(self, ordinals: set[int]) -> None:
+        """Remove those of these trajectories that have ended and can never be drawn again."""
+        for ordinal in sorted(ordinals):
+            stored = self._stored[ordinal]
+            if not stored.open and not self._is_item[stored.slots].any():
+                self._remove(stored)
+
+    def n_step(self, drawn: Drawn, wanted: NStep) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Returns [B] of at most n rewards, and what a value after them [B] is multiplied with."""
+        rewards = self.rings.take(wanted.reward_column, drawn.walk.rows[:, : wanted.steps]).astype(np.float64)
+        summed = np.minimum(drawn.walk.bounds, wanted.steps)
+        discounts = wanted.discount ** np.arange(wanted.steps)
+        within = np.arange(wanted.steps) < summed[:, None]
+        returns = (rewards * discounts * within).sum(axis=1)
+        ended = drawn.walk.terminated & (drawn.walk.bounds <= wanted.steps)
+        after = np.where(ended, 0.0, wanted.discount**summed)
+        return returns.astype(np.float32), after.astype(np.float32)
+
+    def check_sample(self, spec: SampleSpec, max_bytes: int) -> None:
         """Refuse a sample that cannot be answered, before anything is allocated.
 
         Raises:
             Refusal: BAD_MESSAGE, WRONG_SIGNATURE for unknown columns, MESSAGE_TOO_LARGE.
         """
-        if batch_size < 1:
-            raise Refusal(Reason.BAD_MESSAGE, f"batch_size is {batch_size}, must be at least 1")
-        if not windows or min(windows.values()) < 1:
-            raise Refusal(Reason.BAD_MESSAGE, "a sample needs at least one column and windows of at least one step")
-        row_bytes = self._rings.row_bytes
-        unknown = [name for name in windows if name not in row_bytes]
-        if unknown:
-            raise Refusal(
-                Reason.WRONG_SIGNATURE, f"no column {unknown[0][:40]!r}; the table has [{', '.join(row_bytes)}]"
-            )
-        size = batch_size * sum(row_bytes[name] * length for name, length in windows.items())
+        for problem in _problems(spec):
+            raise Refusal(Reason.BAD_MESSAGE, problem)
+        available = self.rings.row_bytes
+        windows = [spec.window(name) for name in spec.windows]
+        needed = [*(window.column for window in windows), *((spec.n_step.reward_column,) if spec.n_step else ())]
+        for name in needed:
+            if name not in available:
+                raise Refusal(
+                    Reason.WRONG_SIGNATURE, f"no column {name[:40]!r}; the table has [{', '.join(available)}]"
+                )
+        if spec.n_step is not None:
+            self._check_reward(spec.n_step.reward_column)
+        size = spec.batch_size * sum(available[window.column] * window.length for window in windows)
+        # A sequence is walked as far as the windows reach, whatever they show of it.
+        size = max(size, spec.batch_size * spec.reach)
         if size > max_bytes:
             raise Refusal(Reason.MESSAGE_TOO_LARGE, f"the batch would take {size} bytes, at most {max_bytes} are sent")
+
+    def _check_reward(self, name: str) -> None:
+        spec = next(spec for spec in self.config.signature if spec.name == name)
+        if spec.shape or not spec.dtype.startswith("float"):
+            raise Refusal(
+                Reason.WRONG_SIGNATURE, f"reward column {name!r} is {spec.dtype} {list(spec.shape)}, not a float scalar"
+            )
+
+
+def _new_items(rule: SequenceRule, record: Record, first_step: int, before: int) -> range:
+    """Which steps of a trajectory, counted from its first stored one, become items when a chunk is added.
+
+    Args:
+        rule: which steps are items.
+        record: the chunk.
+        first_step: the number of the first stored step in the whole trajectory.
+        before: how many steps were stored.
+    """
+    short = rule.length - 1 if rule.episode_end is EpisodeEnd.TRUNCATE else 0
+    start, stop = max(before - short, 0), max(before + record.num_steps - short, 0)
+    if rule.period == 0:
+        return range(1 if stop and not record.open and first_step == 0 else 0)
+    return range(start + -(first_step + start) % rule.period, stop, rule.period)
+
+
+def _problems(spec: SampleSpec) -> Iterator[str]:
+    if spec.batch_size < 1:
+        yield f"batch_size is {spec.batch_size}, must be at least 1"
+    windows = [spec.window(name) for name in spec.windows]
+    if not windows or min(window.length for window in windows) < 1:
+        yield "a sample needs at least one column and windows of at least one step"
+    elif min(window.offset for window in windows) < 0:
+        yield "the offset of a window must not be negative"
+    if not 0 <= spec.importance_sampling_exponent < float("inf"):
+        yield f"importance_sampling_exponent is {spec.importance_sampling_exponent}, must be finite and not negative"
+    if not 0 <= spec.filter.max_age_seconds < float("inf"):
+        yield f"max_age_seconds is {spec.filter.max_age_seconds}, must be finite and not negative"
+    n_step = spec.n_step
+    if n_step is not None and (n_step.steps < 1 or not 0 <= n_step.discount <= 1):
+        yield f"n_step has {n_step.steps} steps and discount {n_step.discount}, needs at least 1 and 0 to 1"

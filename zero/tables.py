@@ -34,7 +34,8 @@ class SequenceRule:
 
     Attributes:
         length: steps of a whole sequence; matters to EpisodeEnd.TRUNCATE.
-        period: every how many steps of a trajectory an item begins; 0 for its first step only: whole trajectories.
+        period: every how many steps of a trajectory an item begins; 0 for the first step of a
+            trajectory that is complete: whole trajectories.
         episode_end: what sequences do where a trajectory ends.
 
     Raises:

@@ -219,6 +219,17 @@ class SampleSpec:
     filter: StepFilter = StepFilter()
     n_step: NStep | None = None
 
+    def window(self, name: str) -> Window:
+        """What the answer shows under a name of `windows`."""
+        window = self.windows[name]
+        return Window(name, window) if isinstance(window, int) else window
+
+    @property
+    def reach(self) -> int:
+        """Steps from the drawn position on that the windows and the returns need."""
+        windows = (self.window(name) for name in self.windows)
+        return max((*(window.offset + window.length for window in windows), self.n_step.steps if self.n_step else 1))
+
 
 @dataclass(frozen=True)
 class StatRange:

@@ -12,10 +12,17 @@ from zero.tables import Durability, EpisodeEnd, RateLimiterConfig, SequenceRule,
 from zero.trajectories import (
     DTYPES,
     ColumnSpec,
+    NStep,
     PriorityUpdates,
+    SampleSpec,
     SequenceBatch,
     Signature,
+    StatRange,
+    StepFilter,
+    TableShare,
     Trajectory,
+    TrajectoryFilter,
+    Window,
 )
 from zero.wire import replay_pb2, trajectory_pb2
 
@@ -184,6 +191,23 @@ def check_values(array: NDArray[np.generic], name: str) -> None:
         raise CodecError(Reason.NOT_FINITE, f"column {name!r} holds NaN or infinity")
 
 
+def check_column(array: NDArray[np.generic], spec: ColumnSpec) -> None:
+    """Refuse values that no step of this column may have.
+
+    Raises:
+        CodecError: as check_values, and OUT_OF_RANGE.
+    """
+    check_values(array, spec.name)
+    if not array.size:
+        return
+    for bound, extreme, word in ((spec.minimum, np.min, "below"), (spec.maximum, np.max, "above")):
+        if bound is None:
+            continue
+        worst = extreme(array).item()  # as a Python number: a bound need not fit into the dtype
+        if worst < bound if word == "below" else worst > bound:
+            raise CodecError(Reason.OUT_OF_RANGE, f"column {spec.name!r} holds {worst}, {word} its bound {bound}")
+
+
 # --- trajectories ----------------------------------------------------------------------------------------------------
 
 
@@ -202,6 +226,9 @@ def encode_trajectory(trajectory: Trajectory, *, compress: bool = False) -> traj
         truncated=trajectory.truncated,
         columns=[encode_column(name, array, compress=compress) for name, array in trajectory.columns.items()],
         stats=trajectory.stats,
+        first_step=trajectory.first_step,
+        open=trajectory.open,
+        priorities=b"" if trajectory.priorities is None else trajectory.priorities.astype(_FLOAT32).tobytes(),
     )
 
 
@@ -227,6 +254,8 @@ def unpack_trajectory(
     for name, value in message.stats.items():
         if not math.isfinite(value):
             raise CodecError(Reason.NOT_FINITE, f"stat {name[:40]!r} is {value}")
+    if message.open and (message.terminated or message.truncated):
+        raise CodecError(Reason.BAD_MESSAGE, "an open chunk can be neither terminated nor truncated: more steps follow")
     columns = _in_order(message.columns, signature)
     num_steps = columns[0].shape[0] if columns[0].shape else 0
     if not 1 <= num_steps <= max_steps:
@@ -234,6 +263,20 @@ def unpack_trajectory(
     if num_steps * sum(row_bytes(spec) for spec in signature) > max_bytes:
         raise CodecError(Reason.MESSAGE_TOO_LARGE, f"{num_steps} steps take more than {max_bytes} bytes when unpacked")
     return num_steps, [unpack_column(column, spec, num_steps) for column, spec in zip(columns, signature, strict=True)]
+
+
+def unpack_priorities(message: trajectory_pb2.Trajectory, num_steps: int) -> NDArray[np.float32] | None:
+    """The initial priorities [T] of a trajectory of T steps; None if it leaves them open.
+
+    Raises:
+        CodecError: BAD_DATA for another number of them, NOT_FINITE, BAD_PRIORITY for a negative one.
+    """
+    if not message.priorities:
+        return None
+    priorities = _priorities(message.priorities)
+    if len(priorities) != num_steps:
+        raise CodecError(Reason.BAD_DATA, f"{len(priorities)} priorities for {num_steps} steps")
+    return priorities
 
 
 def _in_order(columns: Sequence[trajectory_pb2.Column], signature: Signature) -> list[trajectory_pb2.Column]:
@@ -254,12 +297,12 @@ def decode_trajectory(
     """Unpack a trajectory and check it, values included.
 
     Raises:
-        CodecError: as unpack_trajectory and check_values.
+        CodecError: as unpack_trajectory, unpack_priorities and check_column.
     """
     num_steps, parts = unpack_trajectory(message, signature, max_steps, max_bytes)
     columns = {spec.name: array_of(data, spec, num_steps) for spec, data in zip(signature, parts, strict=True)}
-    for name, array in columns.items():
-        check_values(array, name)
+    for spec in signature:
+        check_column(columns[spec.name], spec)
     return Trajectory(
         trajectory_id=message.trajectory_id,
         actor_id=message.actor_id,
@@ -269,6 +312,9 @@ def decode_trajectory(
         truncated=message.truncated,
         columns=columns,
         stats=dict(message.stats),
+        first_step=message.first_step,
+        open=message.open,
+        priorities=unpack_priorities(message, num_steps),
     )
 
 
@@ -388,15 +434,20 @@ def decode_priority_updates(message: replay_pb2.PriorityUpdates) -> PriorityUpda
     Raises:
         CodecError: BAD_DATA for sizes that do not match, NOT_FINITE, BAD_PRIORITY for a negative one.
     """
-    keys = _vector(message.keys, _UINT64, "keys")
-    priorities = _vector(message.priorities, _FLOAT32, "priorities")
+    keys = _vector(message.keys, _UINT64, "keys").astype(np.uint64, copy=False)
+    priorities = _priorities(message.priorities)
     if len(keys) != len(priorities):
         raise CodecError(Reason.BAD_DATA, f"{len(keys)} keys and {len(priorities)} priorities")
+    return PriorityUpdates(keys, priorities)
+
+
+def _priorities(data: bytes) -> NDArray[np.float32]:
+    priorities = _vector(data, _FLOAT32, "priorities").astype(np.float32, copy=False)
     if not np.isfinite(priorities).all():
         raise CodecError(Reason.NOT_FINITE, "a priority is NaN or infinite")
     if len(priorities) and priorities.min() < 0:
         raise CodecError(Reason.BAD_PRIORITY, f"priority {priorities.min()} is negative")
-    return PriorityUpdates(keys.astype(np.uint64, copy=False), priorities.astype(np.float32, copy=False))
+    return priorities
 
 
 def _vector(data: bytes, dtype: np.dtype[np.generic], name: str) -> NDArray[np.generic]:
@@ -445,13 +496,208 @@ def decode_sequence_batch(message: replay_pb2.SampleResponse) -> SequenceBatch:
     )
 
 
-def encode_sample_request(
-    table: str, batch_size: int, windows: Mapping[str, int], updates: PriorityUpdates | None
-) -> replay_pb2.SampleRequest:
-    """Pack a sample request; windows: steps of each column."""
-    return replay_pb2.SampleRequest(
-        table=table,
-        batch_size=batch_size,
-        windows=[replay_pb2.ColumnWindow(name=name, length=length) for name, length in windows.items()],
-        updates=None if updates is None else encode_priority_updates(updates),
+# --- requests --------------------------------------------------------------------------------------------------------
+
+
+def encode_sample_request(table: str, spec: SampleSpec, updates: PriorityUpdates | None) -> replay_pb2.SampleRequest:
+    """Pack a request for a batch of one table, with priority updates to be applied before."""
+    request = _encode_spec(spec)
+    request.table = table
+    if updates is not None:
+        request.updates.CopyFrom(encode_priority_updates(updates))
+    return request
+
+
+def encode_mix_request(shares: Sequence[TableShare], spec: SampleSpec) -> replay_pb2.SampleRequest:
+    """Pack a request for a batch of several tables."""
+    request = _encode_spec(spec)
+    for share in shares:
+        request.mix.add(
+            table=share.table,
+            fraction=share.fraction,
+            updates=None if share.updates is None else encode_priority_updates(share.updates),
+        )
+    return request
+
+
+def _encode_spec(spec: SampleSpec) -> replay_pb2.SampleRequest:
+    request = replay_pb2.SampleRequest(
+        batch_size=spec.batch_size, importance_sampling_exponent=spec.importance_sampling_exponent
     )
+    for name, shown in spec.windows.items():
+        window = shown if isinstance(shown, Window) else Window(name, shown)
+        alias = "" if window.column == name else name
+        request.windows.add(name=window.column, length=window.length, offset=window.offset, alias=alias)
+    if spec.filter != StepFilter():
+        request.filter.max_age_seconds = spec.filter.max_age_seconds
+        request.filter.min_weights_version = spec.filter.min_weights_version
+    if spec.n_step is not None:
+        request.n_step.reward_column = spec.n_step.reward_column
+        request.n_step.discount = spec.n_step.discount
+        request.n_step.steps = spec.n_step.steps
+    return request
+
+
+def decode_sample_spec(message: replay_pb2.SampleRequest) -> SampleSpec:
+    """Unpack what a batch is to hold; whether a table has it is the table's matter.
+
+    Raises:
+        CodecError: BAD_MESSAGE; the text names the field.
+    """
+    if message.batch_size < 1:
+        raise _bad(f"batch_size is {message.batch_size}, must be at least 1")
+    exponent = message.importance_sampling_exponent
+    if not 0 <= exponent < math.inf:
+        raise _bad(f"importance_sampling_exponent is {exponent}, must be finite and not negative")
+    return SampleSpec(
+        message.batch_size,
+        _decode_windows(message.windows),
+        exponent,
+        _decode_step_filter(message.filter),
+        _decode_n_step(message.n_step) if message.HasField("n_step") else None,
+    )
+
+
+def _decode_windows(messages: Sequence[replay_pb2.ColumnWindow]) -> dict[str, int | Window]:
+    windows: dict[str, int | Window] = {}
+    for window in messages:
+        name = window.alias or window.name
+        if name in windows:
+            raise _bad(f"{name[:40]!r} is asked for twice; give the second an alias of its own")
+        if window.length < 1 or window.offset < 0:
+            raise _bad(
+                f"window {name[:40]!r} has length {window.length} and offset {window.offset}, "
+                "must be at least 1 and at least 0"
+            )
+        windows[name] = Window(window.name, window.length, window.offset)
+    if not windows:
+        raise _bad("a sample needs at least one window")
+    return windows
+
+
+def _decode_step_filter(message: replay_pb2.StepFilter) -> StepFilter:
+    if not 0 <= message.max_age_seconds < math.inf:
+        raise _bad(f"filter.max_age_seconds is {message.max_age_seconds}, must be finite and not negative")
+    return StepFilter(message.max_age_seconds, message.min_weights_version)
+
+
+def _decode_n_step(message: replay_pb2.NStep) -> NStep:
+    if not 0 <= message.discount <= 1:
+        raise _bad(f"n_step.discount is {message.discount}, must be within 0 to 1")
+    if message.steps < 1:
+        raise _bad(f"n_step.steps is {message.steps}, must be at least 1")
+    return NStep(message.reward_column, message.discount, message.steps)
+
+
+def decode_table_shares(message: replay_pb2.SampleRequest) -> tuple[TableShare, ...]:
+    """The tables that a batch is drawn from; one with fraction 1 if it is no mix.
+
+    Raises:
+        CodecError: BAD_MESSAGE, and as decode_priority_updates.
+    """
+    if not message.mix:
+        updates = decode_priority_updates(message.updates) if message.HasField("updates") else None
+        return (TableShare(message.table, 1.0, updates),)
+    if message.table or message.HasField("updates"):
+        raise _bad("either table and updates, or mix")
+    names = [share.table for share in message.mix]
+    if len(set(names)) != len(names):
+        raise _bad("a table is in the mix twice")
+    total = sum(share.fraction for share in message.mix)
+    if not all(0 <= share.fraction <= 1 for share in message.mix) or not abs(total - 1) < 1e-6:
+        raise _bad(f"the fractions of a mix must be within 0 to 1 and add up to 1, not to {total}")
+    return tuple(
+        TableShare(
+            share.table,
+            share.fraction,
+            decode_priority_updates(share.updates) if share.HasField("updates") else None,
+        )
+        for share in message.mix
+    )
+
+
+def encode_trajectory_filter(chosen: TrajectoryFilter) -> replay_pb2.TrajectoryFilter:
+    """Pack a filter."""
+    return replay_pb2.TrajectoryFilter(
+        trajectory_ids=chosen.trajectory_ids,
+        actor_id=chosen.actor_id,
+        min_weights_version=chosen.min_weights_version,
+        max_weights_version=chosen.max_weights_version,
+        stats=[
+            replay_pb2.StatRange(name=stat.name, minimum=stat.minimum, maximum=stat.maximum) for stat in chosen.stats
+        ],
+    )
+
+
+def decode_trajectory_filter(message: replay_pb2.TrajectoryFilter) -> TrajectoryFilter:
+    """Unpack a filter.
+
+    Raises:
+        CodecError: BAD_MESSAGE, nothing is set, or a bound is no number.
+    """
+    chosen = TrajectoryFilter(
+        tuple(message.trajectory_ids),
+        message.actor_id,
+        message.min_weights_version if message.HasField("min_weights_version") else None,
+        message.max_weights_version if message.HasField("max_weights_version") else None,
+        tuple(_decode_stat_range(stat) for stat in message.stats),
+    )
+    if chosen == TrajectoryFilter():
+        raise _bad("a filter in which nothing is set; name ids, an actor, versions or stats")
+    return chosen
+
+
+def _decode_stat_range(message: replay_pb2.StatRange) -> StatRange:
+    minimum = message.minimum if message.HasField("minimum") else None
+    maximum = message.maximum if message.HasField("maximum") else None
+    if any(bound is not None and math.isnan(bound) for bound in (minimum, maximum)):
+        raise _bad(f"a bound of stat {message.name[:40]!r} is NaN")
+    return StatRange(message.name, minimum, maximum)
+
+
+def encode_update_columns_request(
+    table: str, keys: NDArray[np.uint64], columns: Mapping[str, NDArray[np.generic]]
+) -> replay_pb2.UpdateColumnsRequest:
+    """Pack new values [N, *shape] of columns for the steps that N keys name.
+
+    Raises:
+        CodecError: WRONG_SIGNATURE, a dtype has no place on the wire.
+    """
+    return replay_pb2.UpdateColumnsRequest(
+        table=table,
+        keys=keys.astype(_UINT64, copy=False).tobytes(),
+        columns=[encode_column(name, array) for name, array in columns.items()],
+    )
+
+
+def decode_column_updates(
+    message: replay_pb2.UpdateColumnsRequest, signature: Signature, max_bytes: int
+) -> tuple[NDArray[np.uint64], dict[str, NDArray[np.generic]]]:
+    """The keys [N] and new values [N, *shape] by column, checked.
+
+    Raises:
+        CodecError: as unpack_column and check_column; BAD_MESSAGE without columns or for a key twice; MESSAGE_TOO_LARGE
+            for more than max_bytes when unpacked.
+    """
+    keys = _vector(message.keys, _UINT64, "keys").astype(np.uint64, copy=False)
+    if len(np.unique(keys)) != len(keys):
+        raise _bad("a key is given twice")
+    specs = {spec.name: spec for spec in signature}
+    names = [column.name for column in message.columns]
+    if not names or len(set(names)) != len(names):
+        raise _bad("an update needs at least one column, and none twice")
+    unknown = [name for name in names if name not in specs]
+    if unknown:
+        raise CodecError(Reason.WRONG_SIGNATURE, f"no column {unknown[0][:40]!r}; the table has [{', '.join(specs)}]")
+    if len(keys) * sum(row_bytes(specs[name]) for name in names) > max_bytes:
+        raise CodecError(Reason.MESSAGE_TOO_LARGE, f"{len(keys)} rows take more than {max_bytes} bytes when unpacked")
+    columns: dict[str, NDArray[np.generic]] = {}
+    for column in message.columns:
+        spec = specs[column.name]
+        columns[spec.name] = array_of(unpack_column(column, spec, len(keys)), spec, len(keys))
+        check_column(columns[spec.name], spec)
+    return keys, columns
+
+
+def _bad(message: str) -> CodecError:
+    return CodecError(Reason.BAD_MESSAGE, message)

@@ -163,8 +163,8 @@ class SequenceRule(_message.Message):
     length: _builtins.int
     """Steps of a whole sequence; at least 1. Matters to EPISODE_END_TRUNCATE."""
     period: _builtins.int
-    """Every how many steps of a trajectory an item begins; 1 for every step, 0 for the first step only: whole
-    trajectories.
+    """Every how many steps of a trajectory an item begins; 1 for every step, 0 for the first step of a trajectory that is
+    complete: whole trajectories.
     """
     episode_end: Global___EpisodeEnd.ValueType
     """What sequences do where a trajectory ends."""
