@@ -26,6 +26,7 @@ from deploy.roles import (
     run_role,
 )
 from deploy.run_folder import RunFolder, create_run_folder, locked, open_or_create_run_folder
+from replay_server.credentials import SecuritySettings
 from zero.config import ExperimentConfig
 
 MANUAL_RUN = Path("runs/manual")
@@ -67,6 +68,23 @@ def _host_for_others(value: str) -> str:
     if value.strip("[]") in WILDCARD_HOSTS:
         raise typer.BadParameter(
             f"others are told to reach this process there: give an address of its own, got {value!r}"
+        )
+    return value
+
+
+def _absolute(value: Path | None) -> Path | None:
+    """The same for processes that run elsewhere; links stay, since what they point to may change."""
+    return None if value is None else value.absolute()
+
+
+def _without_password(context: typer.Context, parameter: typer.CallbackParam, value: str | None) -> str | None:
+    """Take a URL with a password from the environment alone."""
+    source = context.get_parameter_source(parameter.name or "")
+    user, at, _ = (value or "").partition("://")[2].rpartition("@")
+    holds_password = (at and ":" in user) or "password=" in (value or "")
+    if holds_password and source is not None and source.name == "COMMANDLINE":
+        raise typer.BadParameter(
+            "others can see the password on a command line: set ZERO_REDIS_URL, or write the URL to a --redis-url-file"
         )
     return value
 
@@ -117,9 +135,53 @@ RedisUrl = Annotated[
     str | None,
     typer.Option(
         envvar="ZERO_REDIS_URL",
+        callback=_without_password,
         metavar="URL",
         help="Redis that keeps the data, for example redis://host:6379/0; a private one is started without. "
-        "Give passwords by the environment variable: command lines can be seen by others.",
+        "With a password only by the environment variable or --redis-url-file.",
+    ),
+]
+RedisUrlFile = Annotated[
+    Path | None,
+    typer.Option(
+        envvar="ZERO_REDIS_URL_FILE", callback=_absolute, metavar="FILE", help="Holds the URL instead of --redis-url."
+    ),
+]
+TlsCertificate = Annotated[
+    Path | None,
+    typer.Option(
+        envvar="ZERO_REPLAY_TLS_CERTIFICATE", callback=_absolute, metavar="FILE", help="PEM certificate to show."
+    ),
+]
+TlsKey = Annotated[
+    Path | None,
+    typer.Option(envvar="ZERO_REPLAY_TLS_KEY", callback=_absolute, metavar="FILE", help="Its private key, PEM."),
+]
+TlsClientCa = Annotated[
+    Path | None,
+    typer.Option(
+        envvar="ZERO_REPLAY_TLS_CLIENT_CA",
+        callback=_absolute,
+        metavar="FILE",
+        help="Clients must show a certificate that one of these has signed, PEM.",
+    ),
+]
+ServerTokenFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--token-file",
+        envvar="ZERO_REPLAY_TOKEN_FILE",
+        callback=_absolute,
+        metavar="FILE",
+        help="Clients must show one of these tokens; a line name:token for each.",
+    ),
+]
+Insecure = Annotated[
+    bool,
+    typer.Option(
+        "--insecure",
+        envvar="ZERO_REPLAY_INSECURE",
+        help="Let other machines in without TLS or tokens; on a trusted network only.",
     ),
 ]
 RunDir = Annotated[Path, typer.Option(envvar="ZERO_RUN_DIR", metavar="DIR", help="The run's folder.")]
@@ -149,6 +211,8 @@ def train(  # noqa: PLR0913, PLR0917 - one parameter per option, as typer wants 
         ),
     ] = None,
     redis_url: RedisUrl = None,
+    redis_url_file: RedisUrlFile = None,
+    insecure: Insecure = False,
     metrics_port: Annotated[
         int | None,
         typer.Option(
@@ -168,6 +232,7 @@ def train(  # noqa: PLR0913, PLR0917 - one parameter per option, as typer wants 
 
     Example: `zero train --minutes 5 --set search.num_simulations=64`
     """
+    _refuse_two_urls(redis_url, redis_url_file)
     if resume is not None:
         _refuse_beside(
             "--resume: a run goes on with the config it has",
@@ -189,6 +254,8 @@ def train(  # noqa: PLR0913, PLR0917 - one parameter per option, as typer wants 
         num_actors=actors,
         ray_address=ray_address,
         redis_url=redis_url,
+        redis_url_file=redis_url_file,
+        security=SecuritySettings(insecure=insecure),
         metrics_port=metrics_port,
         live=console.is_terminal if live is None else live,
         evaluator=evaluator,
@@ -199,25 +266,46 @@ def train(  # noqa: PLR0913, PLR0917 - one parameter per option, as typer wants 
 
 
 @app.command("replay-server")
-def replay_server(
+def replay_server(  # noqa: PLR0913, PLR0917 - one parameter per option, as typer wants it
     data_dir: Annotated[
         Path, typer.Option(envvar="ZERO_DATA_DIR", metavar="DIR", help="Where a private Redis keeps its data.")
     ] = MANUAL_RUN / "replay",
     redis_url: RedisUrl = None,
+    redis_url_file: RedisUrlFile = None,
     redis_prefix: Annotated[
         str, typer.Option(envvar="ZERO_REDIS_PREFIX", help="Of all keys, so that several servers can share a Redis.")
     ] = "zero",
-    host: Annotated[str, typer.Option(envvar="ZERO_HOST", help="Interface to serve on.")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option(envvar="ZERO_HOST", help="Interface to serve on; any but loopback needs TLS and tokens.")
+    ] = "127.0.0.1",
     port: Annotated[
         int, typer.Option(envvar="ZERO_PORT", min=0, max=65535, help="Where gRPC is served; 0 takes a free one.")
     ] = DEFAULT_REPLAY_PORT,
     metrics_port: MetricsPort = DEFAULT_METRICS_PORT,
+    health_port: Annotated[
+        int | None,
+        typer.Option(
+            envvar="ZERO_REPLAY_HEALTH_PORT",
+            min=0,
+            max=65535,
+            help="Where gRPC health alone is served, without TLS and tokens, for probes; nowhere by default.",
+        ),
+    ] = None,
+    tls_certificate: TlsCertificate = None,
+    tls_key: TlsKey = None,
+    tls_client_ca: TlsClientCa = None,
+    token_file: ServerTokenFile = None,
+    insecure: Insecure = False,
     log_level: LogLevel = "info",
 ) -> None:
     """Be the replay server: keep trajectories, serve sequences and weights, list live processes at /sd.
 
-    Example: `zero replay-server --port 8470 --data-dir runs/manual/replay`
+    Certificates and tokens are read again when their files change.
+
+    Examples: `zero replay-server --port 8470 --data-dir runs/manual/replay` and
+    `zero replay-server --host 0.0.0.0 --tls-certificate tls.crt --tls-key tls.key --token-file tokens`
     """
+    _refuse_two_urls(redis_url, redis_url_file)
     _log_to_stderr(log_level)
     assignment = Assignment(
         Role.REPLAY_SERVER,
@@ -227,11 +315,21 @@ def replay_server(
         metrics_port=metrics_port,
         data_dir=data_dir.absolute(),
         redis_url=redis_url,
+        redis_url_file=redis_url_file,
         redis_prefix=redis_prefix,
+        security=SecuritySettings(
+            certificate_file=tls_certificate,
+            key_file=tls_key,
+            client_ca_file=tls_client_ca,
+            token_file=token_file,
+            insecure=insecure,
+        ),
+        health_port=health_port,
     )
 
     def say(addresses: Addresses) -> None:
-        typer.echo(f"replay server at {addresses.grpc}, metrics http://{addresses.metrics}/metrics and …/sd")
+        health = f", health at {addresses.health}" if addresses.health else ""
+        typer.echo(f"replay server at {addresses.grpc}, metrics http://{addresses.metrics}/metrics and …/sd{health}")
 
     run_until_interrupted(lambda stop: run_role(assignment, None, stop, say))
 
@@ -353,6 +451,11 @@ def _is_given(context: typer.Context, parameter: str) -> bool:
     """Whether an option stands on the command line or in the environment."""
     source = context.get_parameter_source(parameter)
     return source is not None and source.name != "DEFAULT"
+
+
+def _refuse_two_urls(redis_url: str | None, redis_url_file: Path | None) -> None:
+    if redis_url is not None and redis_url_file is not None:
+        raise DeployError("--redis-url and --redis-url-file name one Redis: give one of them", BAD_INPUT)
 
 
 def _refuse_beside(option: str, others: dict[str, object]) -> None:

@@ -6,7 +6,7 @@ import socket
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -21,6 +21,7 @@ from deploy.roles import DEFAULT_METRICS_PORT, Addresses, Assignment, Role
 from deploy.run_folder import RunFolder, locked
 from deploy.scrape import Scrape, Scraper
 from deploy.supervisor import Supervisor
+from replay_server.credentials import SecuritySettings
 from zero.config import ExperimentConfig
 
 POLL_SECONDS = 0.5
@@ -37,6 +38,8 @@ class TrainOptions:
         num_actors: how many actors; None for one per core, less one for the learner.
         ray_address: a Ray cluster to join; None starts Ray here.
         redis_url: a Redis to keep the replay data in; None starts a private one.
+        redis_url_file: holds the same.
+        security: what the replay server shows and asks for.
         metrics_port: of the replay server; None for DEFAULT_METRICS_PORT, or any if that is taken.
         live: draw a panel instead of writing lines.
         evaluator: whether a role measures the agent meanwhile.
@@ -47,7 +50,9 @@ class TrainOptions:
     minutes: float = 10.0
     num_actors: int | None = None
     ray_address: str | None = None
-    redis_url: str | None = None
+    redis_url: str | None = field(default=None, repr=False)  # may hold a password
+    redis_url_file: Path | None = None
+    security: SecuritySettings = SecuritySettings()  # noqa: RUF009 -- frozen
     metrics_port: int | None = None
     live: bool = True
     evaluator: bool = True
@@ -229,6 +234,8 @@ def _replay_assignment(fleet: RayFleet, folder: RunFolder, options: TrainOptions
         host=fleet.host,
         metrics_port=port,
         redis_url=options.redis_url,
+        redis_url_file=options.redis_url_file,
+        security=options.security,
         redis_prefix=f"zero:{folder.run_id()}",
     )
 

@@ -3,13 +3,14 @@
 import errno
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from threading import Event
 
 from deploy.errors import BAD_INPUT, FAILED, DeployError
 from deploy.run_folder import RunFolder
+from replay_server.credentials import SecuritySettings
 from zero.config import ConfigError, ExperimentConfig
 
 DEFAULT_REPLAY_PORT = 8470
@@ -41,7 +42,10 @@ class Assignment:
         replay_address: host:port of the replay server; unused by itself.
         data_dir: where the replay server keeps its data, if not in the run's folder.
         redis_url: the replay server's Redis; None starts a private one.
+        redis_url_file: holds the same, so that a password stays in its file.
         redis_prefix: of the replay server's keys, so that runs can share a Redis.
+        security: what the replay server shows and asks for.
+        health_port: where the replay server serves health alone; None for nowhere, 0 takes a free one.
     """
 
     role: Role
@@ -52,8 +56,11 @@ class Assignment:
     metrics_port: int = 0
     replay_address: str = ""
     data_dir: Path | None = None
-    redis_url: str | None = None
+    redis_url: str | None = field(default=None, repr=False)  # may hold a password
+    redis_url_file: Path | None = None
     redis_prefix: str = "zero"
+    security: SecuritySettings = SecuritySettings()  # noqa: RUF009 -- frozen
+    health_port: int | None = None
 
     @property
     def name(self) -> str:
@@ -68,10 +75,12 @@ class Addresses:
     Attributes:
         grpc: host:port of its services.
         metrics: host:port of /metrics and /sd.
+        health: host:port of health alone; None for nowhere.
     """
 
     grpc: str
     metrics: str
+    health: str | None = None
 
 
 def run_role(
@@ -119,6 +128,7 @@ def check_experiment(config: ExperimentConfig) -> None:
 
 
 def _run_replay_server(assignment: Assignment, stop: Event, on_ready: Callable[[Addresses], None] | None) -> None:
+    from replay_server.security import SecurityError  # noqa: PLC0415
     from replay_server.server import (  # noqa: PLC0415 - a role imports what it needs, and no other role's libraries
         BoundAddresses,
         ReplayServerError,
@@ -128,20 +138,35 @@ def _run_replay_server(assignment: Assignment, stop: Event, on_ready: Callable[[
 
     def forward(bound: BoundAddresses) -> None:
         if on_ready is not None:
-            on_ready(Addresses(bound.address, bound.metrics_address))
+            on_ready(Addresses(bound.address, bound.metrics_address, bound.health_address))
 
     settings = ReplayServerSettings(
         host=assignment.host,
         port=assignment.port,
         metrics_port=assignment.metrics_port,
+        health_port=assignment.health_port,
+        security=assignment.security,
         data_dir=assignment.data_dir or RunFolder(assignment.run_dir).replay,
-        redis_url=assignment.redis_url,
+        redis_url=_redis_url(assignment),
         redis_prefix=assignment.redis_prefix,
     )
     try:
         run_replay_server(settings, stop, forward)
+    except SecurityError as error:
+        raise DeployError(str(error), BAD_INPUT) from error
     except ReplayServerError as error:
         raise DeployError(str(error), FAILED) from error
+
+
+def _redis_url(assignment: Assignment) -> str | None:
+    if assignment.redis_url_file is None:
+        return assignment.redis_url
+    try:
+        return assignment.redis_url_file.read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError):
+        raise DeployError(
+            f"cannot read {assignment.redis_url_file}: name a file with the URL of Redis and nothing else", BAD_INPUT
+        ) from None
 
 
 def _run_learner(assignment: Assignment, config: ExperimentConfig, stop: Event) -> None:

@@ -115,7 +115,9 @@ class Supervisor:
         while not interrupted():
             ready = self._fleet.wait([answer, post.running.ended], READY_POLL_SECONDS)
             if post.running.ended in ready:
-                raise DeployError(f"{assignment.name}: {self._fleet.outcome(post.running).error or 'ended at once'}")
+                outcome = self._fleet.outcome(post.running)
+                exit_code = BAD_INPUT if outcome.is_permanent else FAILED
+                raise DeployError(f"{assignment.name}: {outcome.error or 'ended at once'}", exit_code)
             if answer in ready:
                 addresses = self._fleet.addresses_of(answer)
                 post.assignment = _at(assignment, addresses)
