@@ -4,17 +4,41 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from replay_server.block import Block, decode_block
-from replay_server.table import Table
+from replay_server.errors import Refusal
+from replay_server.removers import REMOVERS
+from replay_server.selectors import SELECTORS
+from replay_server.table import Drawn, Placement, Table
 from tests.replay_server.played import SIGNATURE, played, table_config
-from zero.trajectories import PriorityUpdates, SequenceBatch, Trajectory
+from zero.tables import EpisodeEnd, SequenceRule, TableConfig
+from zero.trajectories import (
+    NStep,
+    PriorityUpdates,
+    SampleSpec,
+    StatRange,
+    StepFilter,
+    Trajectory,
+    TrajectoryFilter,
+    Window,
+)
 from zero.wire import codec, replay_pb2
 
 CAPACITY = 23
 WINDOWS = {"observation": 1, "action": 3, "reward": 4, "policy": 6}
+REACH = 6
+
+
+class Clock:
+    """A time that tests set."""
+
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
 
 
 def block_of(*trajectories: Trajectory) -> Block:
@@ -22,167 +46,513 @@ def block_of(*trajectories: Trajectory) -> Block:
     return decode_block(request.trajectories, SIGNATURE, request.SerializeToString(), CAPACITY, 1 << 20)
 
 
+def table(**changes: object) -> Table:
+    return Table(table_config(capacity=CAPACITY, **changes), np.random.default_rng(0), logged=True, clock=Clock())
+
+
+def insert(table: Table, *trajectories: Trajectory) -> Placement:
+    """Store what is new to the table."""
+    block = block_of(*trajectories)
+    new = table.check_new(block)
+    block = block_of(*(trajectories[i] for i in new))
+    placement = table.place(block)
+    table.store(block, placement, ["1-1"] * len(new))
+    return placement
+
+
+def chunk(whole: Trajectory, start: int, stop: int) -> Trajectory:
+    """The steps start to stop - 1 of a trajectory; open unless they are its last ones."""
+    more = stop < whole.num_steps
+    columns = {name: column[start:stop] for name, column in whole.columns.items()}
+    return replace(whole, columns=columns, first_step=start, open=more, terminated=whole.terminated and not more)
+
+
+def gather(table: Table, drawn: Drawn, windows: dict[str, int]) -> dict[str, np.ndarray]:
+    return {name: table.rings.take(name, drawn.walk.rows[:, :length]) for name, length in windows.items()}
+
+
+def drawn_steps(table: Table, number: int, **spec: object) -> list[tuple[int, int]]:
+    """Trajectory number and step of what is drawn, as the reward of `played` tells."""
+    drawn = table.draw(SampleSpec(number, {"reward": 1}, **spec))
+    rewards = table.rings.take("reward", drawn.walk.rows[:, 0])
+    return [(int(reward), round((reward - int(reward)) * 1000)) for reward in rewards.tolist()]
+
+
 @dataclass
-class NaiveTable:
-    """What a table must be, written as if speed did not matter."""
+class Naive:
+    """A stored trajectory, written as if speed did not matter: what it is, and what its steps hold now."""
 
-    stored: list[Trajectory] = field(default_factory=list)
-    inserted: int = 0
+    whole: Trajectory
+    first: int  # the number of its first stored step
+    stop: int  # up to which it has come
+    rewards: list[float] = field(default_factory=list)
+    keys: list[int] = field(default_factory=list)
+    after: "Naive | None" = None
 
-    def append(self, trajectories: list[Trajectory]) -> None:
-        """Evict the oldest trajectories until the new ones fit."""
-        steps = sum(item.num_steps for item in trajectories)
-        while sum(item.num_steps for item in self.stored) + steps > CAPACITY:
-            self.stored.pop(0)
-        self.stored += trajectories
-        self.inserted += steps
+    @property
+    def open(self) -> bool:
+        return self.stop < self.whole.num_steps
 
-    def positions(self) -> dict[int, tuple[Trajectory, int]]:
-        """Every stored position: its trajectory and step."""
-        first = self.inserted - sum(item.num_steps for item in self.stored)
-        steps = [(item, step) for item in self.stored for step in range(item.num_steps)]
-        return dict(enumerate(steps, first))
+    def sequence(self, step: int, length: int) -> list[tuple["Naive", int]]:
+        """Owner and step of the steps from one on."""
+        steps = [(self, s) for s in range(step, self.stop)]
+        if self.after is not None:
+            steps += self.after.sequence(self.after.first, length)
+        return steps[:length]
 
-    def check(self, batch: SequenceBatch) -> None:
-        """Recompute every row."""
-        positions = self.positions()
-        assert batch.table_size == len(positions)
-        for row, key in enumerate(batch.keys.tolist()):
-            trajectory, step = positions[(key >> 32) * CAPACITY + (key & 0xFFFFFFFF)]
-            assert batch.weights_versions[row] == trajectory.weights_version
-            assert batch.lengths[row] == min(trajectory.num_steps - step, max(WINDOWS.values()))
-            for name, window in WINDOWS.items():
-                expected = np.zeros_like(batch.columns[name][row])
-                seen = trajectory.columns[name][step : step + window]
-                expected[: len(seen)] = seen
-                np.testing.assert_array_equal(batch.columns[name][row], expected)
+    def items(self, rule: SequenceRule) -> list[int]:
+        short = rule.length - 1 if rule.episode_end is EpisodeEnd.TRUNCATE else 0
+        steps = range(self.first, self.stop - short)
+        if rule.period == 0:
+            return [0] if 0 in steps and not self.open else []
+        return [step for step in steps if step % rule.period == 0]
 
 
-inserts = st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=3).filter(lambda t: sum(t) <= CAPACITY), min_size=1)
+@settings(max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+class TableMachine(RuleBasedStateMachine):
+    """A table of any strategies, and a naive one that is told which trajectories were removed."""
+
+    @initialize(
+        selector=st.sampled_from(list(SELECTORS)),
+        remover=st.sampled_from(list(REMOVERS)),
+        rule=st.builds(SequenceRule, st.integers(1, 4), st.integers(0, 3), st.sampled_from(EpisodeEnd)),
+        first=st.integers(0, 2**33),
+    )
+    def start(self, selector: str, remover: str, rule: SequenceRule, first: int) -> None:
+        config = table_config(capacity=CAPACITY, selector=selector, remover=remover, sequences=rule)
+        self.clock = Clock()
+        self.table = Table(config, np.random.default_rng(0), logged=True, first_ordinal=first, clock=self.clock)
+        self.stored: dict[str, Naive] = {}
+        self.games: dict[str, tuple[Trajectory, int]] = {}  # everything ever begun, and how far it was sent
+        self.newest: dict[str, Naive] = {}
+        self.stale: list[int] = []
+        self.entries: list[tuple[Block, Placement]] = []
+        self.number = 0
+
+    def _forget_removed(self) -> None:
+        for removed in self.table.take_removed():
+            gone = self.stored.pop(removed.trajectory_id)
+            self.stale += gone.keys
+            for other in self.stored.values():
+                if other.after is gone:
+                    other.after = None
+            if self.newest.get(gone.whole.actor_id) is gone:
+                del self.newest[gone.whole.actor_id]
+
+    def _store(self, chunks: list[Trajectory]) -> None:
+        block = block_of(*chunks)
+        assert self.table.check_new(block) == list(range(len(chunks)))
+        assert self.table.can_place(block)
+        stored_before = self.table.num_steps
+        placement = self.table.place(block)
+        removed_room = stored_before - self.table.num_steps
+        self._forget_removed()
+        assert (removed_room == 0) == (stored_before + block.num_steps <= CAPACITY), "nothing is removed without need"
+        items = self.table.items_of(block)
+        before = self.table.num_items
+        self.table.store(block, placement, ["1-1"] * len(chunks))
+        assert self.table.num_items - before == items
+        self.entries.append((block, placement))
+        slots = placement.slots.tolist()
+        for part in chunks:
+            self._note(part, [slots.pop(0) for _ in range(part.num_steps)])
+
+    def _note(self, part: Trajectory, slots: list[int]) -> None:
+        whole, _ = self.games[part.trajectory_id]
+        stop = part.first_step + part.num_steps
+        naive = self.stored.get(part.trajectory_id)
+        if naive is None:
+            naive = Naive(whole, part.first_step, part.first_step)
+            self.stored[part.trajectory_id] = naive
+            if self.table.config.sequences.episode_end is EpisodeEnd.CONTINUE:
+                last = self.newest.get(whole.actor_id)
+                if last is not None and not last.open:
+                    last.after = naive
+                self.newest[whole.actor_id] = naive
+        naive.stop = stop
+        naive.rewards += part.columns["reward"].tolist()
+        slot_keys = {int(key) & 0xFFFFFFFF: int(key) for key in self._all_keys()}
+        naive.keys += [slot_keys[slot] for slot in slots]
+        self.games[part.trajectory_id] = (whole, stop)
+
+    def _all_keys(self) -> np.ndarray:
+        slots = np.arange(CAPACITY)
+        return self.table._slots.keys(slots)  # noqa: SLF001
+
+    @rule(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=3).filter(lambda t: sum(t) <= CAPACITY))
+    def insert_whole_ones(self, lengths: list[int]) -> None:
+        """Several trajectories of two actors in one block."""
+        chunks = [self._begin(length) for length in lengths]
+        self._store(chunks)
+
+    def _begin(self, length: int) -> Trajectory:
+        whole = replace(played(self.number, length), actor_id=f"actor-{self.number % 2}")
+        self.number += 1
+        self.games[whole.trajectory_id] = (whole, 0)
+        return whole
+
+    @rule(length=st.integers(2, 12), sent=st.integers(1, 6))
+    def begin_a_long_one(self, length: int, sent: int) -> None:
+        """Its first chunk."""
+        whole = self._begin(length)
+        self._store([chunk(whole, 0, min(sent, length - 1))])
+
+    @precondition(lambda self: any(sent < whole.num_steps for whole, sent in self.games.values()))
+    @rule(data=st.data(), added=st.integers(1, 5))
+    def append(self, data: st.DataObject, added: int) -> None:
+        """The next chunk of one that is open, whether its beginning is still stored or not."""
+        open_ones = [one for one, (whole, sent) in self.games.items() if sent < whole.num_steps]
+        whole, sent = self.games[data.draw(st.sampled_from(open_ones))]
+        part = chunk(whole, sent, min(sent + added, whole.num_steps))
+        known = self.stored.get(whole.trajectory_id)
+        if known is not None and part.first_step + part.num_steps - known.first > CAPACITY:
+            return
+        self._store([part])
+
+    @rule(data=st.data())
+    def send_again(self, data: st.DataObject) -> None:
+        """What was sent is known with its content, and with no other, also after it was removed."""
+        if not self.entries:
+            return
+        block, _ = data.draw(st.sampled_from(self.entries))
+        assert self.table.check_new(block) == []
+        forged = replace(block, records=[block.records[0]._replace(digest=b"x" * 16)])
+        with pytest.raises(Refusal) as caught:
+            self.table.check_new(forged)
+        assert caught.value.reason == "CONTENT_CONFLICT"
+
+    @rule(length=st.integers(1, 9))
+    def abandon(self, length: int) -> None:
+        """A write that failed leaves the room, and nothing else."""
+        block = block_of(played(10_000_000, length))
+        placement = self.table.place(block)
+        self._forget_removed()
+        self.table.abandon(placement)
+        assert not self.table.knows(block.records[0].trajectory_id)
+
+    @rule(data=st.data())
+    def delete(self, data: st.DataObject) -> None:
+        """By id."""
+        if self.stored:
+            wanted = data.draw(st.lists(st.sampled_from(list(self.stored)), min_size=1, max_size=2))
+            found = self.table.matching(TrajectoryFilter(tuple(wanted)))
+            assert {one.trajectory_id for one in found} == set(wanted)
+            self.table.remove(found)
+            self._forget_removed()
+
+    @rule(data=st.data(), value=st.floats(-5, 5, width=32))
+    def rewrite_rewards(self, data: st.DataObject, value: float) -> None:
+        """In place, by keys of which some may be stale."""
+        current = [key for naive in self.stored.values() for key in naive.keys]
+        if not current + self.stale:
+            return
+        keys = data.draw(st.lists(st.sampled_from(current + self.stale), unique=True, max_size=5))
+        slots, valid = self.table.find(np.array(keys, np.uint64))
+        assert valid.tolist() == [key in current for key in keys]
+        self.table.write_rows(slots[valid], {"reward": np.full(int(valid.sum()), value, np.float32)})
+        for naive in self.stored.values():
+            naive.rewards = [
+                float(np.float32(value)) if key in keys else reward
+                for key, reward in zip(naive.keys, naive.rewards, strict=True)
+            ]
+
+    @rule(data=st.data())
+    def update_priorities(self, data: st.DataObject) -> None:
+        """Stale keys are counted and change nothing."""
+        current = [key for naive in self.stored.values() for key in naive.keys]
+        if current + self.stale:
+            keys = data.draw(st.lists(st.sampled_from(current + self.stale), unique=True, max_size=6))
+            values = np.array([data.draw(st.sampled_from([0.0, 0.5, 3.0])) for _ in keys], np.float32)
+            hits = sum(key in current for key in keys)
+            updates = PriorityUpdates(np.array(keys, np.uint64), values)
+            assert self.table.update_priorities(updates) == (hits, len(keys) - hits)
+
+    @rule()
+    def restart(self) -> None:
+        """A table restored from what was stored, at the same slots, is the same table."""
+        old = self.table
+        self.table = Table(old.config, np.random.default_rng(1), logged=True, clock=self.clock)
+        for block, placement in self.entries:
+            keep, slots, start = [], [], 0
+            for i, record in enumerate(block.records):
+                stop = start + record.num_steps
+                stored = old.find_trajectory(record.trajectory_id)
+                if stored is not None and any(c.ordinal == placement.ordinal + i for c in stored.chunks):
+                    keep.append((i, start, stop))
+                start = stop
+            for i, start, stop in keep:
+                slots = placement.slots[start:stop]
+                part = Block([block.records[i]], [column[start:stop] for column in block.columns], b"")
+                self.table.restore(part, Placement(placement.ordinal + i, slots, placement.stored_at), ["1-1"])
+        self.table.recall_removed(old.removed_known())
+        self.table.settle()
+        self.table.next_ordinal = max(self.table.next_ordinal, old.next_ordinal)
+        for naive in self.stored.values():  # as the durable store brings back what was updated in place
+            slots = np.array([key & 0xFFFFFFFF for key in naive.keys])
+            self.table.write_rows(slots, {"reward": np.array(naive.rewards, np.float32)})
+        # Links are made in the order of what is left: a removed trajectory in between is skipped.
+        self._relink()
+
+    def _relink(self) -> None:
+        self.newest.clear()
+        for naive in self.stored.values():
+            naive.after = None
+        if self.table.config.sequences.episode_end is EpisodeEnd.CONTINUE:
+            for one in self.table.trajectories():
+                if one.linked_from is not None:
+                    self.stored[one.linked_from.trajectory_id].after = self.stored[one.trajectory_id]
+                self.newest[one.actor_id] = self.stored[one.trajectory_id]
+
+    @invariant()
+    def the_table_is_the_naive_one(self) -> None:
+        """Counts, and every drawn row recomputed."""
+        if not hasattr(self, "table"):
+            return
+        rule = self.table.config.sequences
+        assert self.table.num_trajectories == len(self.stored)
+        assert self.table.num_steps == sum(naive.stop - naive.first for naive in self.stored.values())
+        where = {
+            naive.keys[step - naive.first]: (naive, step)
+            for naive in self.stored.values()
+            for step in naive.items(rule)
+        }
+        assert self.table.num_items == len(where)
+        assert self.table.can_draw(1) == bool(where)
+        if not where:
+            return
+        drawn = self.table.draw(SampleSpec(16, WINDOWS))
+        assert drawn.table_size == len(where)
+        columns = gather(self.table, drawn, WINDOWS)
+        for row, key in enumerate(drawn.keys.tolist()):
+            naive, step = where[key]
+            sequence = naive.sequence(step, REACH)
+            assert drawn.walk.lengths[row] == len(sequence)
+            own = [s for owner, s in sequence if owner is naive]
+            ends = not naive.open and own[-1] == naive.stop - 1
+            assert drawn.walk.terminated[row] == (ends and naive.whole.terminated)
+            assert drawn.weights_versions[row] == naive.whole.weights_version
+            for name, length in WINDOWS.items():
+                expected = np.zeros_like(columns[name][row])
+                for t, (owner, s) in enumerate(sequence[:length]):
+                    reward = owner.rewards[s - owner.first]
+                    expected[t] = reward if name == "reward" else owner.whole.columns[name][s]
+                np.testing.assert_array_equal(columns[name][row], expected)
 
 
-@settings(max_examples=60, deadline=None)
-@given(inserts, st.sampled_from(("uniform", "prioritized")), st.integers(0, 2**31))
-def test_windows_lengths_and_keys_are_those_of_a_naive_table(calls, selector: str, first: int) -> None:
-    """After any inserts, evictions and wraps every drawn row shows its own trajectory, zero beyond its end."""
-    table = Table(table_config(capacity=CAPACITY, selector=selector), np.random.default_rng(0), first)
-    naive = NaiveTable(inserted=first)
-    number = 0
-    for lengths in calls:
-        trajectories = [played(number + i, length) for i, length in enumerate(lengths)]
-        number += len(lengths)
-        table.append(block_of(*trajectories))
-        naive.append(trajectories)
-        naive.check(table.sample(16, WINDOWS))
-        assert (table.num_steps, table.num_trajectories) == (len(naive.positions()), len(naive.stored))
+TestTableMachine = TableMachine.TestCase
 
 
-@settings(max_examples=60, deadline=None)
-@given(inserts, st.data())
-def test_probabilities_are_those_of_a_naive_table(calls, data: st.DataObject) -> None:
-    """P(i) is priority^exponent over its sum; new steps have the highest priority seen; evicted keys change nothing."""
-    exponent = data.draw(st.sampled_from([0.0, 0.7, 1.0]))
-    config = table_config(capacity=CAPACITY, selector="prioritized", priority_exponent=exponent)
-    table = Table(config, np.random.default_rng(0))
-    naive = NaiveTable()
-    priorities: dict[int, float] = {}
-    highest, number = 1.0, 0
-    seen: list[int] = []
-    for lengths in calls:
-        table.append(block_of(*(played(number + i, length) for i, length in enumerate(lengths))))
-        naive.append([played(number + i, length) for i, length in enumerate(lengths)])
-        number += len(lengths)
-        priorities = {position: priorities.get(position, highest) for position in naive.positions()}
-        seen += [position // CAPACITY << 32 | position % CAPACITY for position in priorities]
-        chosen = data.draw(st.lists(st.sampled_from(seen), max_size=6))
-        values = data.draw(st.lists(st.sampled_from([0.0, 0.25, 1.0, 3.0]), min_size=len(chosen), max_size=len(chosen)))
-        updated, evicted = table.update_priorities(
-            PriorityUpdates(np.array(chosen, np.uint64), np.array(values, np.float32))
-        )
-        hits = 0
-        for key, value in zip(chosen, values, strict=True):
-            position = (key >> 32) * CAPACITY + (key & 0xFFFFFFFF)
-            if position in priorities:
-                priorities[position] = value
-                highest = max(highest, value)
-                hits += 1
-        assert (updated, evicted) == (hits, len(chosen) - hits)
-        batch = table.sample(16, {"action": 1})
-        weights = {p: v**exponent if v else 0.0 for p, v in priorities.items()}
-        total = sum(weights.values())
-        for key, probability in zip(batch.keys.tolist(), batch.probabilities, strict=True):
-            position = (key >> 32) * CAPACITY + (key & 0xFFFFFFFF)
-            expected = weights[position] / total if total else 1 / len(priorities)
-            assert probability == pytest.approx(expected, rel=1e-9)
+def test_new_steps_get_the_highest_priority_seen_unless_they_bring_their_own() -> None:
+    """P(i) is priority ^ exponent over its sum."""
+    prioritized = table(selector="prioritized", priority_exponent=0.5)
+    insert(prioritized, played(0, 1), replace(played(1, 1), priorities=np.array([9.0], np.float32)))
+    drawn = prioritized.draw(SampleSpec(64, {"reward": 1}))
+    assert {round(p, 6) for p in drawn.probabilities.tolist()} == {0.25, 0.75}
+    insert(prioritized, played(2, 1))
+    assert prioritized.draw(SampleSpec(64, {"reward": 1})).probabilities.max() == pytest.approx(3 / 7)
 
 
-@pytest.mark.parametrize("selector", ["uniform", "prioritized"])
-def test_positions_are_drawn_as_often_as_they_should(selector: str) -> None:
-    """Over 40,000 draws the counts fit the stated probabilities (chi-square, p > 0.001), priority 0 is never drawn."""
-    table = Table(table_config(selector=selector, priority_exponent=0.6, capacity=50), np.random.default_rng(1))
-    table.append(block_of(played(0, 20)))
-    first = table.sample(400, {"action": 1})
-    keys = np.unique(first.keys)
-    assert len(keys) == 20
-    priorities = np.where(np.arange(20) % 5 == 0, 0, np.arange(20) + 1).astype(np.float32)
-    table.update_priorities(PriorityUpdates(keys, priorities))
-    batch = table.sample(40_000, {"action": 1})
-    weights = priorities**0.6 if selector == "prioritized" else np.ones(20)
-    expected = weights / weights.sum() * 40_000
-    counts = np.array([(batch.keys == key).sum() for key in keys])
-    assert (counts[expected == 0] == 0).all()
-    drawn = expected > 0
-    chi_square = ((counts - expected)[drawn] ** 2 / expected[drawn]).sum()
-    assert chi_square < 43.8  # 99.9 % quantile with 19 degrees of freedom
-
-
-def test_a_stale_key_never_hits_a_newer_step() -> None:
-    """After a slot has been written again, a key of its earlier life is counted as evicted and changes nothing."""
-    config = table_config(capacity=10, selector="prioritized")
-    table = Table(config, np.random.default_rng(0))
-    table.append(block_of(played(0, 10)))
-    old = np.unique(table.sample(200, {"action": 1}).keys)
-    table.append(block_of(played(1, 10)))
-    new = np.unique(table.sample(200, {"action": 1}).keys)
-    assert set((old & np.uint64(0xFFFFFFFF)).tolist()) == set((new & np.uint64(0xFFFFFFFF)).tolist())
-    assert table.update_priorities(PriorityUpdates(old, np.full(len(old), 99, np.float32))) == (0, 10)
-    np.testing.assert_allclose(table.sample(50, {"action": 1}).probabilities, 0.1)
-
-
-def test_keys_that_nobody_gave_out_are_ignored() -> None:
-    """Slots beyond the capacity and positions of the future name nothing."""
-    table = Table(table_config(capacity=10, selector="prioritized"), np.random.default_rng(0))
-    table.append(block_of(played(0, 4)))
-    keys = np.array([4, 10, 2**32 - 1, 1 << 32, 2**64 - 1, 2**63], np.uint64)
-    assert table.update_priorities(PriorityUpdates(keys, np.ones(len(keys), np.float32))) == (0, len(keys))
-
-
-def test_evicted_trajectories_stay_known_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An id is known while stored and among the last evicted ones, then forgotten."""
-    monkeypatch.setattr("replay_server.table.KNOWN_EVICTED", 2)
-    table = Table(table_config(capacity=10), np.random.default_rng(0))
+def test_the_oldest_make_room_by_default() -> None:
+    """First in, first out, whole trajectories."""
+    fifo = table()
     for number in range(5):
-        table.append(block_of(played(number, 5)))
-    assert [table.digest_of(f"t{number}") is not None for number in range(5)] == [False, True, True, True, True]
+        insert(fifo, played(number, 7))
+    assert [one.trajectory_id for one in fifo.trajectories()] == ["t2", "t3", "t4"]
 
 
-def test_the_digest_stands_for_the_content_and_not_for_its_packing() -> None:
-    """Compression and column order leave it alone; any change of content changes it."""
-    trajectory = played(1)
-    digest = block_of(trajectory).records[0].digest
-    reordered = replace(trajectory, columns=dict(reversed(trajectory.columns.items())))
-    assert block_of(reordered).records[0].digest == digest
-    zipped = replay_pb2.InsertRequest(trajectories=[codec.encode_trajectory(trajectory, compress=True)])
-    assert decode_block(zipped.trajectories, SIGNATURE, b"", CAPACITY, 1 << 20).records[0].digest == digest
-    reward = trajectory.columns["reward"].copy()
-    reward[-1] += 1
-    for other in (
-        replace(trajectory, columns={**trajectory.columns, "reward": reward}),
-        replace(trajectory, actor_id="actor-1"),
-        replace(trajectory, weights_version=99),
-        replace(trajectory, episode_seed=99),
-        replace(trajectory, terminated=False),
-        replace(trajectory, truncated=True),
-        replace(trajectory, stats={"score": 9.0}),
-    ):
-        assert block_of(other).records[0].digest != digest
+def test_a_heap_remover_goes_by_the_highest_priority_of_a_trajectory() -> None:
+    """The one whose best step is the worst goes first."""
+    heap = table(remover="min_heap", selector="prioritized")
+    for number in range(3):
+        insert(heap, played(number, 7))
+    steps = {one.trajectory_id: heap._slots.keys(one.slots.astype(np.int64)) for one in heap.trajectories()}  # noqa: SLF001
+    for trajectory_id, values in {"t0": [5, 0], "t1": [1, 1], "t2": [0.5, 2]}.items():
+        priorities = np.array([*values, 0, 0, 0, 0, 0], np.float32)
+        heap.update_priorities(PriorityUpdates(steps[trajectory_id], priorities))
+    insert(heap, played(3, 7))
+    assert [one.trajectory_id for one in heap.trajectories()] == ["t0", "t2", "t3"]
+
+
+def test_an_item_is_drawn_at_most_so_many_times_and_then_gone() -> None:
+    """Two draws of each of six items, in whatever batches; a trajectory goes with its last item."""
+    for selector in SELECTORS:
+        limited = table(selector=selector, max_times_sampled=2)
+        insert(limited, played(1, 2), played(2, 4))
+        seen: list[tuple[int, int]] = []
+        for size in (5, 1, 4, 2):
+            assert limited.can_draw(size)
+            seen += drawn_steps(limited, size)
+            assert limited.num_trajectories == len(
+                {one for one in seen if seen.count(one) < 2 for one in [one[0]]}
+                | {
+                    number
+                    for number, length in ((1, 2), (2, 4))
+                    if any(seen.count((number, s)) < 2 for s in range(length))
+                }
+            )
+        assert sorted(seen) == sorted([(1, 0), (1, 1), (2, 0), (2, 1), (2, 2), (2, 3)] * 2), selector
+        assert not limited.can_draw(1)
+        assert (limited.num_items, limited.num_steps, limited.num_trajectories) == (0, 0, 0)
+        assert len(limited.take_removed()) == 2
+
+
+def test_a_filter_that_leaves_too_few_draws_uses_nothing_up() -> None:
+    """Refused, and everything can still be drawn."""
+    limited = table(max_times_sampled=1)
+    insert(limited, played(1, 3, weights_version=1), played(2, 2, weights_version=2))
+    with pytest.raises(Refusal) as caught:
+        drawn_steps(limited, 3, filter=StepFilter(min_weights_version=2))
+    assert caught.value.reason == "RATE_LIMITED"
+    assert len(set(drawn_steps(limited, 5))) == 5
+
+
+def test_a_queue_hands_out_whole_trajectories_in_their_order_once_they_are_complete() -> None:
+    """Each once; one that is still being played waits for its end."""
+    config = TableConfig.queue("queue", SIGNATURE, 10, CAPACITY)
+    queue = Table(config, np.random.default_rng(0))
+    long = played(9, 4)
+    insert(queue, chunk(long, 0, 2))
+    insert(queue, played(1, 3), played(2, 1))
+    assert drawn_steps(queue, 2) == [(1, 0), (2, 0)]
+    assert not queue.can_draw(1)
+    insert(queue, chunk(long, 2, 4))
+    assert drawn_steps(queue, 1) == [(9, 0)]
+    assert queue.num_steps == 0
+
+
+def test_filters_by_age_and_weights_version() -> None:
+    """Only steps that match are drawn, with their probability among those."""
+    filtered = table()
+    clock = Clock()
+    filtered._clock = clock  # noqa: SLF001
+    insert(filtered, played(1, 4, weights_version=5))
+    clock.now += 100
+    insert(filtered, played(2, 4, weights_version=3))
+    assert {one for one, _ in drawn_steps(filtered, 50, filter=StepFilter(max_age_seconds=50))} == {2}
+    assert {one for one, _ in drawn_steps(filtered, 50, filter=StepFilter(min_weights_version=4))} == {1}
+    drawn = filtered.draw(SampleSpec(8, {"reward": 1}, filter=StepFilter(min_weights_version=4)))
+    assert (drawn.probabilities == 0.25).all()
+    assert drawn.mean_age_seconds == 100
+    with pytest.raises(Refusal, match="matches the filter"):
+        drawn_steps(filtered, 1, filter=StepFilter(50, 4))
+
+
+def test_trajectories_are_found_by_what_they_are() -> None:
+    """Actor, versions, stats; all that is set must hold."""
+    found = table()
+    insert(found, played(1, 3), played(2, 3), replace(played(3, 3), actor_id="other"))
+
+    def ids(**wanted: object) -> list[str]:
+        return [one.trajectory_id for one in found.matching(TrajectoryFilter(**wanted))]
+
+    assert ids(actor_id="other") == ["t3"]
+    assert ids(min_weights_version=2) == ["t2", "t3"]
+    assert ids(max_weights_version=2, actor_id="actor-0") == ["t1", "t2"]
+    assert ids(stats=(StatRange("score", 2, 2),)) == ["t2"]
+    assert ids(stats=(StatRange("no such stat"),)) == []
+    assert ids(trajectory_ids=("t3", "nobody", "t1"), actor_id="other") == ["t3"]
+
+
+@pytest.mark.parametrize("terminated", [True, False])
+def test_n_step_returns_are_those_of_a_sum(terminated: bool) -> None:
+    """Rewards discounted up to n or the end; a value after them counts discount ^ summed, or 0 after a termination."""
+    returns = table(selector="fifo")
+    game = replace(played(1, 5), terminated=terminated, truncated=not terminated)
+    insert(returns, game)
+    rewards = game.columns["reward"].astype(np.float64)
+    wanted = NStep("reward", 0.9, 3)
+    drawn = returns.draw(SampleSpec(5, {"reward": 1}, n_step=wanted))
+    n_step_returns, discounts = returns.n_step(drawn, wanted)
+    for t in range(5):
+        part = rewards[t : t + 3]
+        assert n_step_returns[t] == pytest.approx((part * 0.9 ** np.arange(len(part))).sum(), rel=1e-6)
+        assert discounts[t] == pytest.approx(0.0 if terminated and t + 3 >= 5 else 0.9 ** len(part))
+
+
+def test_n_step_returns_stop_at_the_end_also_where_sequences_go_on() -> None:
+    """The next trajectory's rewards are no part of this one's return."""
+    going_on = table(selector="fifo", sequences=SequenceRule(episode_end=EpisodeEnd.CONTINUE))
+    insert(going_on, replace(played(1, 2), terminated=False, truncated=True), played(2, 3))
+    wanted = NStep("reward", 1.0, 3)
+    drawn = going_on.draw(SampleSpec(2, {"reward": 4}, n_step=wanted))
+    assert drawn.walk.lengths.tolist() == [4, 4]
+    n_step_returns, discounts = going_on.n_step(drawn, wanted)
+    assert n_step_returns.tolist() == pytest.approx([1.000 + 1.001, 1.001])
+    assert discounts.tolist() == [1, 1]
+
+
+def test_a_chunk_needs_its_predecessor() -> None:
+    """A gap is MISSING_CHUNK, an overlap or a chunk after the end CONTENT_CONFLICT, the same chunk again known."""
+    chunks = table()
+    whole = played(1, 9)
+    with pytest.raises(Refusal) as caught:
+        insert(chunks, chunk(whole, 3, 6))
+    assert caught.value.reason == "MISSING_CHUNK"
+    insert(chunks, chunk(whole, 0, 3), chunk(whole, 3, 6))
+    assert chunks.check_new(block_of(chunk(whole, 0, 3), chunk(whole, 3, 6))) == []
+    for part, reason in ((chunk(whole, 7, 9), "MISSING_CHUNK"), (chunk(whole, 4, 7), "CONTENT_CONFLICT")):
+        with pytest.raises(Refusal) as caught:
+            insert(chunks, part)
+        assert caught.value.reason == reason
+    insert(chunks, chunk(whole, 6, 9))
+    after_the_end = replace(chunk(whole, 6, 9), first_step=9)
+    with pytest.raises(Refusal) as caught:
+        insert(chunks, after_the_end)
+    assert caught.value.reason == "CONTENT_CONFLICT"
+
+
+def test_a_trajectory_cannot_outgrow_its_table() -> None:
+    """It would remove its own beginning."""
+    chunks = table()
+    whole = played(1, 30)
+    insert(chunks, chunk(whole, 0, 20))
+    with pytest.raises(Refusal) as caught:
+        insert(chunks, chunk(whole, 20, 30))
+    assert caught.value.reason == "BAD_LENGTH"
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"batch_size": 0}, "BAD_MESSAGE"),
+        ({"windows": {}}, "BAD_MESSAGE"),
+        ({"windows": {"reward": 0}}, "BAD_MESSAGE"),
+        ({"windows": {"reward": Window("reward", 1, -1)}}, "BAD_MESSAGE"),
+        ({"windows": {"nothing": 1}}, "WRONG_SIGNATURE"),
+        ({"windows": {"reward": Window("nothing", 1)}}, "WRONG_SIGNATURE"),
+        ({"windows": {"policy": 2**30}}, "MESSAGE_TOO_LARGE"),
+        ({"windows": {"reward": Window("reward", 1, 2**30)}}, "MESSAGE_TOO_LARGE"),
+        ({"importance_sampling_exponent": float("nan")}, "BAD_MESSAGE"),
+        ({"filter": StepFilter(max_age_seconds=-1)}, "BAD_MESSAGE"),
+        ({"n_step": NStep("reward", 1.5, 3)}, "BAD_MESSAGE"),
+        ({"n_step": NStep("reward", 0.9, 0)}, "BAD_MESSAGE"),
+        ({"n_step": NStep("action", 0.9, 3)}, "WRONG_SIGNATURE"),
+        ({"n_step": NStep("policy", 0.9, 3)}, "WRONG_SIGNATURE"),
+    ],
+)
+def test_a_sample_that_cannot_be_answered_is_refused(changes: dict[str, object], reason: str) -> None:
+    """Before anything is allocated."""
+    spec = replace(SampleSpec(4, {"reward": 2}), **changes)
+    with pytest.raises(Refusal) as caught:
+        table().check_sample(spec, 1 << 20)
+    assert caught.value.reason == reason
+
+
+def test_restored_priorities_are_those_saved_and_the_highest_for_what_came_later() -> None:
+    """What brought its own keeps it, unless another was saved."""
+    old = table(selector="prioritized", priority_exponent=1.0)
+    own = replace(played(2, 2), priorities=np.array([6.0, 6.0], np.float32))
+    entries = [(block, old.place(block)) for block in (block_of(played(1, 2)), block_of(played(3, 2), own))]
+    new = table(selector="prioritized", priority_exponent=1.0)
+    for block, placement in entries:
+        new.restore(block, placement, ["1-1"] * len(block.records))
+    new.settle()
+    saved = np.array([0.5, 2.0], np.float32)
+    new.restore_priorities(saved, np.array([True, True]), 4.0)
+    assert new.priorities.values[:6].tolist() == [0.5, 2.0, 6.0, 6.0, 6.0, 6.0]
+    assert new.priorities.highest == 6.0
+    total = 0.5 + 2 + 4 * 6
+    drawn = new.draw(SampleSpec(200, {"reward": 1}))
+    assert sorted({round(p, 6) for p in drawn.probabilities.tolist()}) <= sorted(
+        {round(p / total, 6) for p in (0.5, 2.0, 6.0)}
+    )
