@@ -3,148 +3,67 @@
 import hashlib
 import logging
 import os
-import random
 import threading
-import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Self, TypeVar
 
 import grpc
+import numpy as np
+from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry, start_http_server
 
-from replay_server.channel import open_channel
+from replay_server.answers import (
+    InsertResult,
+    ReplayError,
+    ReplayTimeout,
+    ServerInfo,
+    UpdateResult,
+    Verification,
+    Weights,
+    decode_server_info,
+    decode_stored_trajectory,
+)
+from replay_server.connection import Connection, own
 from replay_server.credentials import Credentials
+from replay_server.insert_stream import InsertStream
 from replay_server.malloc import tune_malloc
-from zero.tables import TableConfig
-from zero.trajectories import PriorityUpdates, SequenceBatch, Trajectory
-from zero.wire import codec, replay_pb2, replay_pb2_grpc, weights_pb2, weights_pb2_grpc
-from zero.wire.codec import REASON_METADATA_KEY, Reason
+from replay_server.sample_stream import SampleStream
+from zero.tables import RateLimiterConfig, TableConfig
+from zero.trajectories import (
+    NStep,
+    PriorityUpdates,
+    SampleSpec,
+    SequenceBatch,
+    StepFilter,
+    TableShare,
+    Trajectory,
+    TrajectoryFilter,
+    Window,
+)
+from zero.wire import codec, frames, replay_pb2, replay_pb2_grpc, weights_pb2, weights_pb2_grpc
+from zero.wire.codec import Reason
 
 logger = logging.getLogger(__name__)
 
 _CHUNK_BYTES = 1 << 20
-_ATTEMPT_SECONDS = 20.0
-"""One attempt of a call lasts at most this long, so that a server that hangs is tried again."""
 _FIRST_CONTACT_SECONDS = 2.0
-_MIN_BACKOFF_SECONDS = 0.05
-_MAX_BACKOFF_SECONDS = 2.0
-_RETRIED_CODES = (
-    grpc.StatusCode.UNAVAILABLE,
-    grpc.StatusCode.DEADLINE_EXCEEDED,
-    grpc.StatusCode.CANCELLED,  # by a server that stops while it holds the call
-)
+_INSERT = "/zero.v1.ReplayService/Insert"
+_SAMPLE = "/zero.v1.ReplayService/Sample"
 
 Result = TypeVar("Result")
-
-
-class ReplayError(Exception):
-    """The replay server refused a call.
-
-    Attributes:
-        reason: a Reason of replay.proto, or the gRPC status code's name where the server gave none.
-        message: one line that says what was wrong.
-    """
-
-    def __init__(self, reason: str, message: str) -> None:
-        super().__init__(f"{reason}: {message}")
-        self.reason = reason
-        self.message = message
-
-
-class ReplayTimeout(ReplayError):  # noqa: N818 -- a timeout is what it is
-    """The caller's timeout passed: the server could not be reached, or its rate limiter held the call."""
-
-
-@dataclass(frozen=True)
-class InsertResult:
-    """What became of an insert, in trajectories.
-
-    Attributes:
-        stored: new ones.
-        duplicates: known already, with the same content.
-    """
-
-    stored: int
-    duplicates: int
-
-
-@dataclass(frozen=True)
-class PriorityResult:
-    """What became of priority updates, in positions.
-
-    Attributes:
-        updated: set.
-        evicted: no longer stored, skipped.
-    """
-
-    updated: int
-    evicted: int
-
-
-@dataclass(frozen=True)
-class Weights:
-    """Published weights.
-
-    Attributes:
-        version: given by the server, 1, 2, 3, ...
-        training_step: optimizer updates made so far.
-        payload: the bytes as they were published.
-    """
-
-    version: int
-    training_step: int
-    payload: bytes
-
-
-@dataclass(frozen=True)
-class TableInfo:
-    """State of a table; sizes in steps unless they say otherwise.
-
-    Attributes:
-        config: what the table is.
-        num_steps: stored now.
-        num_trajectories: trajectories stored now.
-        inserted_steps: ever inserted.
-        inserted_trajectories: trajectories ever inserted.
-        sampled_positions: positions ever drawn and delivered.
-        insert_blocked_because: why inserts wait now; empty if they do not.
-        sample_blocked_because: why samples wait now; empty if they do not.
-    """
-
-    config: TableConfig
-    num_steps: int
-    num_trajectories: int
-    inserted_steps: int
-    inserted_trajectories: int
-    sampled_positions: int
-    insert_blocked_because: str
-    sample_blocked_because: str
-
-
-@dataclass(frozen=True)
-class ServerInfo:
-    """State of the server.
-
-    Attributes:
-        tables: by name.
-        weights_version: of the newest weights; 0 before any.
-        appendfsync: how soon Redis flushes what it acknowledges: "always", "everysec" or "no".
-    """
-
-    tables: Mapping[str, TableInfo]
-    weights_version: int
-    appendfsync: str
 
 
 class ReplayClient:
     """A connection to a replay server, for any number of threads.
 
     Every method takes a timeout in seconds for everything it does. Until then, calls are repeated while the server
-    cannot be reached, is recovering, or its rate limiter holds them; every method is safe to repeat, so a restart of
-    the server at the same address goes unnoticed.
+    cannot be reached, is recovering or too busy, or its rate limiter holds them; every method is safe to repeat, so a
+    restart of the server at the same address goes unnoticed.
+
+    Attributes:
+        address: host:port.
 
     Raises:
         ReplayError: the server refused a call for a reason that waiting does not mend.
@@ -159,15 +78,17 @@ class ReplayClient:
         max_message_bytes: int = 64 << 20,
         compress: bool = False,
         credentials: Credentials | None = None,
+        repeat: bool = True,
     ) -> None:
         """Connects lazily, and tunes the process's allocator for large messages (`tune_malloc`).
 
         Args:
             address: host:port.
             client_name: for the server's log.
-            max_message_bytes: the largest message taken.
+            max_message_bytes: the largest message sent or taken.
             compress: send columns as zstd frames, for networks slower than a gigabit.
             credentials: what to trust and show; without any nothing is encrypted and no token sent.
+            repeat: False lets a call fail with its first attempt; streams go on repeating.
 
         Raises:
             CredentialsError: a file cannot be used, or others could read the token.
@@ -175,32 +96,129 @@ class ReplayClient:
         tune_malloc()
         self.address = address
         self._compress = compress
-        options = _channel_options(client_name, max_message_bytes)
-        self._channel = open_channel(address, credentials or Credentials(), options)
-        self._replay = replay_pb2_grpc.ReplayServiceStub(self._channel)
-        self._weights = weights_pb2_grpc.WeightsServiceStub(self._channel)
-        self._closed = threading.Event()
+        self._repeat = repeat
+        self._connection = Connection(address, client_name, max_message_bytes, credentials)
+        channel = self._connection.channel
+        self._replay = replay_pb2_grpc.ReplayServiceStub(channel)
+        self._weights = weights_pb2_grpc.WeightsServiceStub(channel)
+        # These two move large messages, which are written and read without protobuf.
+        self._insert: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(_INSERT)
+        self._sample: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(_SAMPLE)
+
+    # --- tables ---
 
     def create_table(self, config: TableConfig, timeout: float = 60.0) -> bool:
         """Create a table, or confirm that it exists with this very config; True if it is new."""
         request = replay_pb2.CreateTableRequest(table=codec.encode_table_config(config))
         return self._call(lambda seconds: self._replay.CreateTable(request, timeout=seconds), timeout).created
 
-    def insert(self, table: str, trajectories: Sequence[Trajectory], timeout: float = 60.0) -> InsertResult:
-        """Store trajectories, all or none; returns when they are as durable as the table promises."""
-        request = replay_pb2.InsertRequest(
-            table=table,
-            trajectories=[codec.encode_trajectory(trajectory, compress=self._compress) for trajectory in trajectories],
+    def set_rate_limiter(self, table: str, limits: RateLimiterConfig, timeout: float = 60.0) -> None:
+        """Change when calls wait, for good."""
+        request = replay_pb2.SetRateLimiterRequest(table=table, rate_limiter=codec.encode_rate_limiter(limits))
+        self._call(lambda seconds: self._replay.SetRateLimiter(request, timeout=seconds), timeout)
+
+    def reset_table(self, table: str, timeout: float = 60.0) -> int:
+        """Delete everything that a table holds and remembers; returns how many trajectories it held."""
+        request = replay_pb2.ResetTableRequest(table=table)
+        return self._call(lambda seconds: self._replay.ResetTable(request, timeout=seconds), timeout).deleted
+
+    def delete_table(self, table: str, timeout: float = 60.0) -> None:
+        """Delete a table."""
+        request = replay_pb2.DeleteTableRequest(table=table)
+        self._call(lambda seconds: self._replay.DeleteTable(request, timeout=seconds), timeout)
+
+    def verify_table(self, table: str, timeout: float = 600.0) -> Verification:
+        """Let the server read the log of a table, check it, and hold it against memory."""
+        request = replay_pb2.VerifyTableRequest(table=table)
+        # One attempt may take as long as the timeout: a large log is read from its beginning.
+        response = self._call(lambda _: self._replay.VerifyTable(request, timeout=timeout), timeout)
+        return Verification(response.entries, response.chunks, response.bytes, tuple(response.problems))
+
+    def server_info(self, timeout: float = 60.0) -> ServerInfo:
+        """What the server holds, and why calls wait; also while it loads its log."""
+        request = replay_pb2.GetServerInfoRequest()
+        return decode_server_info(
+            self._call(lambda seconds: self._replay.GetServerInfo(request, timeout=seconds), timeout)
         )
-        response = self._call(lambda seconds: self._replay.Insert(request, timeout=seconds), timeout)
+
+    # --- trajectories in ---
+
+    def insert(
+        self, table: str | Sequence[str], trajectories: Sequence[Trajectory], timeout: float = 60.0
+    ) -> InsertResult:
+        """Store trajectories, all or none; returns when they are as durable as the tables promise.
+
+        Args:
+            table: its name, or those of several that get the same.
+            trajectories: at least one; chunks of one trajectory in their order.
+            timeout: in seconds.
+        """
+        request = frames.encode_insert_request(_names(table), trajectories, compress=self._compress)
+        answer = self._call(lambda seconds: self._insert(request, timeout=seconds), timeout)
+        response = replay_pb2.InsertResponse.FromString(answer)
         return InsertResult(response.stored, response.duplicates)
+
+    def insert_stream(
+        self,
+        table: str | Sequence[str],
+        *,
+        in_flight: int = 8,
+        max_bytes: int = 64 << 20,
+        timeout: float = 60.0,
+        raise_failures: bool = True,
+    ) -> InsertStream:
+        """A stream for many inserts, several of which are in flight.
+
+        Args:
+            table: its name, or those of several that get the same.
+            in_flight: the most inserts without an acknowledgement.
+            max_bytes: their most bytes.
+            timeout: seconds until an insert that is not acknowledged fails, and for which one waits to be sent.
+            raise_failures: let a failed insert also raise in the next one, or in `flush`; False if the outcome of every
+                insert is looked at.
+        """
+        return InsertStream(
+            self._connection,
+            _names(table),
+            compress=self._compress,
+            in_flight=in_flight,
+            max_bytes=max_bytes,
+            timeout=timeout,
+            raise_failures=raise_failures,
+        )
+
+    def update_columns(
+        self, table: str, keys: NDArray[np.uint64], columns: Mapping[str, NDArray[np.generic]], timeout: float = 60.0
+    ) -> UpdateResult:
+        """Replace values of stored steps, as durably as an insert.
+
+        Args:
+            table: its name.
+            keys: uint64 [N], none twice, as SequenceBatch.keys gave them.
+            columns: the new values [N, ...] of any columns of the table.
+            timeout: in seconds.
+        """
+        request = codec.encode_update_columns_request(table, keys, columns)
+        response = self._call(lambda seconds: self._replay.UpdateColumns(request, timeout=seconds), timeout)
+        return UpdateResult(response.updated, response.evicted)
+
+    def delete_trajectories(self, table: str, chosen: TrajectoryFilter, timeout: float = 60.0) -> int:
+        """Delete trajectories; returns how many. Their ids stay known."""
+        request = replay_pb2.DeleteTrajectoriesRequest(table=table, filter=codec.encode_trajectory_filter(chosen))
+        return self._call(lambda seconds: self._replay.DeleteTrajectories(request, timeout=seconds), timeout).deleted
+
+    # --- sequences and trajectories out ---
 
     def sample(
         self,
         table: str,
         batch_size: int,
-        windows: Mapping[str, int],
+        windows: Mapping[str, int | Window],
         updates: PriorityUpdates | None = None,
+        *,
+        importance_sampling_exponent: float = 0.0,
+        filter: StepFilter = StepFilter(),  # noqa: A002, B008 -- as in replay.proto; an immutable value
+        n_step: NStep | None = None,
         timeout: float = 60.0,
     ) -> SequenceBatch:
         """Draw a batch of sequences, after applying priority updates.
@@ -208,27 +226,66 @@ class ReplayClient:
         Args:
             table: its name.
             batch_size: positions to draw, with replacement.
-            windows: steps of each column.
+            windows: name in the batch to what it shows; n for n steps of the column of that name.
             updates: of earlier batches; safe to repeat.
+            importance_sampling_exponent: for importance weights; none if 0.
+            filter: what may be drawn.
+            n_step: returns to compute.
             timeout: in seconds.
-        """
-        request = codec.encode_sample_request(table, batch_size, windows, updates)
-        return codec.decode_sequence_batch(
-            self._call(lambda seconds: self._replay.Sample(request, timeout=seconds), timeout)
-        )
 
-    def update_priorities(self, table: str, updates: PriorityUpdates, timeout: float = 60.0) -> PriorityResult:
+        Returns:
+            The batch; its arrays are the caller's own.
+        """
+        spec = SampleSpec(batch_size, windows, importance_sampling_exponent, filter, n_step)
+        return self._draw(codec.encode_sample_request(table, spec, updates), timeout)
+
+    def sample_mix(self, shares: Sequence[TableShare], spec: SampleSpec, timeout: float = 60.0) -> SequenceBatch:
+        """Draw a batch from several tables; `rows_per_table` says how many rows each gave."""
+        return self._draw(codec.encode_mix_request(shares, spec), timeout)
+
+    def sample_stream(self, table: str, spec: SampleSpec, *, in_flight: int = 2, timeout: float = 60.0) -> SampleStream:
+        """An endless iterator of batches.
+
+        Args:
+            table: its name.
+            spec: what a batch is to hold.
+            in_flight: batches drawn ahead; few, so that their priorities are fresh.
+            timeout: seconds to wait for a batch.
+        """
+        return SampleStream(self._connection, table, spec, in_flight=in_flight, timeout=timeout)
+
+    def update_priorities(self, table: str, updates: PriorityUpdates, timeout: float = 60.0) -> UpdateResult:
         """Set priorities outside of sampling."""
         request = replay_pb2.UpdatePrioritiesRequest(table=table, updates=codec.encode_priority_updates(updates))
         response = self._call(lambda seconds: self._replay.UpdatePriorities(request, timeout=seconds), timeout)
-        return PriorityResult(response.updated, response.evicted)
+        return UpdateResult(response.updated, response.evicted)
 
-    def server_info(self, timeout: float = 60.0) -> ServerInfo:
-        """What the server holds, and why calls wait."""
-        request = replay_pb2.GetServerInfoRequest()
-        response = self._call(lambda seconds: self._replay.GetServerInfo(request, timeout=seconds), timeout)
-        tables = [_table_info(info) for info in response.tables]
-        return ServerInfo({info.config.name: info for info in tables}, response.weights_version, response.appendfsync)
+    def read_trajectories(
+        self,
+        table: str,
+        filter: TrajectoryFilter | None = None,  # noqa: A002 -- as in replay.proto
+        limit: int = 0,
+        timeout: float = 600.0,
+    ) -> Iterator[Trajectory]:
+        """Stored trajectories as they are now, oldest first.
+
+        Args:
+            table: its name.
+            filter: which ones; None for all.
+            limit: the most; 0 for all.
+            timeout: for all of them; an interrupted reading is not repeated.
+        """
+        request = replay_pb2.ReadTrajectoriesRequest(
+            table=table, filter=None if filter is None else codec.encode_trajectory_filter(filter), limit=limit
+        )
+        call = self._replay.ReadTrajectories(request, timeout=timeout)
+        try:
+            while (part := self._connection.call(lambda _: next(call, None), timeout, repeat=False)) is not None:
+                yield from map(decode_stored_trajectory, part.trajectories)
+        finally:
+            call.cancel()
+
+    # --- weights and processes ---
 
     def publish_weights(self, payload: bytes, training_step: int, timeout: float = 60.0) -> int:
         """Publish weights and return their version; the newest payload again gives the same version."""
@@ -255,9 +312,8 @@ class ReplayClient:
         return self._call(lambda seconds: self._replay.RegisterProcess(request, timeout=seconds), timeout).ttl_seconds
 
     def close(self) -> None:
-        """End the connection; calls in other threads fail, also those that wait to be repeated."""
-        self._closed.set()
-        self._channel.close()
+        """End streams and the connection; calls in other threads fail, also those that wait to be repeated."""
+        self._connection.close()
 
     def __enter__(self) -> Self:
         return self
@@ -268,36 +324,13 @@ class ReplayClient:
         self.close()
 
     def _call(self, attempt: Callable[[float], Result], timeout: float) -> Result:
-        """Repeat an attempt, which takes its seconds, until it succeeds, is refused for good, or the timeout passes."""
-        deadline = time.monotonic() + timeout
-        backoff = _MIN_BACKOFF_SECONDS
-        while True:
-            seconds = min(max(deadline - time.monotonic(), 0.001), _ATTEMPT_SECONDS)
-            try:
-                return self._attempt(attempt, seconds)
-            except ReplayTimeout as failure:
-                # A held call has waited at the server already; only an unreachable server needs the pause.
-                held = failure.reason == Reason.RATE_LIMITED
-                pause = 0.0 if held else backoff * random.uniform(0.5, 1.5)  # noqa: S311 -- jitter
-                if time.monotonic() + pause >= deadline:
-                    raise
-            backoff = _MIN_BACKOFF_SECONDS if held else min(backoff * 2, _MAX_BACKOFF_SECONDS)
-            self._closed.wait(pause)
+        return self._connection.call(attempt, timeout, repeat=self._repeat)
 
-    def _attempt(self, attempt: Callable[[float], Result], seconds: float) -> Result:
-        if self._closed.is_set():
-            raise ReplayError("CANCELLED", "the client is closed")
-        try:
-            return attempt(seconds)
-        except grpc.RpcError as error:
-            if self._closed.is_set():
-                raise ReplayError("CANCELLED", "the client is closed") from None
-            raise _replay_error(error) from None
-        except ValueError as error:
-            # What grpc raises when another thread closes the channel just before a call starts.
-            if self._closed.is_set():
-                raise ReplayError("CANCELLED", "the client is closed") from error
-            raise
+    def _draw(self, request: replay_pb2.SampleRequest, timeout: float) -> SequenceBatch:
+        message = request.SerializeToString()
+        return frames.decode_sample_response(
+            own(self._call(lambda seconds: self._sample(message, timeout=seconds), timeout))
+        )
 
 
 class ProcessRegistration:
@@ -385,35 +418,8 @@ def registered_process(
         server.server_close()
 
 
-def _channel_options(client_name: str, max_message_bytes: int) -> list[tuple[str, int | str]]:
-    # Without keepalive a partition is noticed after a minute and work resumes most of a minute after it has healed.
-    return [
-        ("grpc.primary_user_agent", client_name),
-        ("grpc.max_receive_message_length", max_message_bytes),
-        ("grpc.max_send_message_length", max_message_bytes),
-        ("grpc.keepalive_time_ms", 10_000),
-        ("grpc.keepalive_timeout_ms", 5_000),
-        ("grpc.keepalive_permit_without_calls", 1),
-        ("grpc.http2.max_pings_without_data", 0),
-        ("grpc.initial_reconnect_backoff_ms", 200),
-        ("grpc.min_reconnect_backoff_ms", 1_000),
-        ("grpc.max_reconnect_backoff_ms", 2_000),
-        ("grpc.enable_retries", 0),
-        ("grpc.use_local_subchannel_pool", 1),
-    ]
-
-
-def _replay_error(error: grpc.RpcError) -> ReplayError:
-    """The error to raise; a ReplayTimeout if repeating the call may help."""
-    if not isinstance(error, grpc.Call):
-        raise error
-    code = error.code()
-    given = {datum.key: str(datum.value) for datum in error.trailing_metadata() or ()}
-    reason = given.get(REASON_METADATA_KEY, code.name)
-    if code is grpc.StatusCode.RESOURCE_EXHAUSTED and REASON_METADATA_KEY not in given:
-        reason = str(Reason.MESSAGE_TOO_LARGE)  # gRPC itself refuses what is far too large
-    kind = ReplayTimeout if code in _RETRIED_CODES else ReplayError
-    return kind(reason, error.details() or "no details")
+def _names(table: str | Sequence[str]) -> Sequence[str]:
+    return (table,) if isinstance(table, str) else table
 
 
 def _publication(header: weights_pb2.WeightsHeader, payload: bytes) -> Iterator[weights_pb2.PublishWeightsRequest]:
@@ -430,16 +436,3 @@ def _collect_weights(parts: Iterator[weights_pb2.GetWeightsResponse]) -> Weights
     if hashlib.sha256(payload).digest() != header.sha256:
         raise ReplayError(Reason.BAD_WEIGHTS, f"weights {header.weights_version} arrived damaged")
     return Weights(header.weights_version, header.training_step, payload)
-
-
-def _table_info(info: replay_pb2.TableInfo) -> TableInfo:
-    return TableInfo(
-        config=codec.decode_table_config(info.config),
-        num_steps=info.num_steps,
-        num_trajectories=info.num_trajectories,
-        inserted_steps=info.inserted_steps,
-        inserted_trajectories=info.inserted_trajectories,
-        sampled_positions=info.sampled_positions,
-        insert_blocked_because=info.insert_blocked_because,
-        sample_blocked_because=info.sample_blocked_because,
-    )

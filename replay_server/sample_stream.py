@@ -1,0 +1,146 @@
+"""Batches over a stream, drawn ahead, with priorities going back on the next request."""
+
+import queue
+from collections import deque
+from concurrent.futures import Future
+from types import TracebackType
+from typing import Self
+
+import grpc
+import numpy as np
+from numpy.typing import NDArray
+
+from replay_server.connection import Connection, own, refusal
+from replay_server.ordered_stream import OrderedStream
+from zero.trajectories import PriorityUpdates, SampleSpec, SequenceBatch
+from zero.wire import codec, frames, replay_pb2
+
+_SAMPLE = "/zero.v1.ReplayService/SampleStream"
+_UPDATE = "/zero.v1.ReplayService/UpdatePriorities"
+_MAX_HELD_KEYS = 1 << 16
+"""More updates than that do not wait for the next request."""
+_MAX_BYTES = 1 << 30
+
+
+class SampleStream:
+    """An endless iterator of batches, for one thread; as a context it ends with all priorities sent.
+
+    A few batches are drawn ahead, one for every batch taken. A restart of the server goes unnoticed: what was asked and
+    not answered is asked again. Of a table that hands out items a limited number of times, batches that were drawn and
+    not taken are lost with a broken connection, or when the stream ends.
+    """
+
+    def __init__(self, connection: Connection, table: str, spec: SampleSpec, *, in_flight: int, timeout: float) -> None:
+        """Use ReplayClient.sample_stream."""
+        self._connection = connection
+        self._table = table
+        self._spec = spec
+        self._timeout = timeout
+        self._updates: list[PriorityUpdates] = []
+        self._riding: deque[tuple[Future[SequenceBatch], PriorityUpdates]] = deque()
+        self._drawn: queue.SimpleQueue[Future[SequenceBatch]] = queue.SimpleQueue()
+        self._stream = OrderedStream(
+            connection, _SAMPLE, _parse, max_requests=in_flight + 1, max_bytes=_MAX_BYTES, keep_order=False
+        )
+        for _ in range(in_flight):
+            self._ask()
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> SequenceBatch:
+        """The next batch, the arrays of which are the caller's own.
+
+        Raises:
+            ReplayTimeout: none came within the timeout; asking again goes on waiting for it.
+            ReplayError: the server refused the request, or the stream is closed.
+        """
+        try:
+            drawn = self._drawn.get(timeout=self._timeout)
+        except queue.Empty:
+            raise self._stream.timeout(f"no batch within {self._timeout:g} s") from None
+        self._ask()
+        return drawn.result()
+
+    def update_priorities(self, keys: NDArray[np.uint64], priorities: NDArray[np.float32]) -> None:
+        """Send priorities of earlier batches with the next request.
+
+        Args:
+            keys: uint64 [N], as SequenceBatch.keys gave them.
+            priorities: [N], finite and not negative, before the exponent.
+
+        Raises:
+            ValueError: their lengths differ.
+        """
+        if keys.shape != priorities.shape or keys.ndim != 1:
+            raise ValueError(f"{keys.shape} keys and {priorities.shape} priorities; both must be [N]")
+        self._updates.append(PriorityUpdates(keys, priorities))
+        if sum(len(updates.keys) for updates in self._updates) > _MAX_HELD_KEYS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Send priorities now.
+
+        Raises:
+            ReplayError: the server refused them, or the timeout passed.
+        """
+        updates = self._take_updates()
+        if updates is None:
+            return
+        request = replay_pb2.UpdatePrioritiesRequest(
+            table=self._table, updates=codec.encode_priority_updates(updates)
+        ).SerializeToString()
+        send: grpc.UnaryUnaryMultiCallable[bytes, bytes] = self._connection.channel.unary_unary(_UPDATE)
+        self._connection.call(lambda seconds: send(request, timeout=seconds), self._timeout)
+
+    def close(self) -> None:
+        """End the stream, and send the priorities that may not have arrived.
+
+        Raises:
+            ReplayError: as `flush`.
+        """
+        self._end()
+        self.flush()
+
+    def _end(self) -> None:
+        unsure = [updates for drawn, updates in self._riding if not drawn.done()]
+        self._stream.close()
+        self._riding.clear()
+        self._updates = unsure + self._updates
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.close()
+        else:
+            self._end()
+
+    def _ask(self) -> None:
+        updates = self._take_updates()
+        request = replay_pb2.SampleStreamRequest(sample=codec.encode_sample_request(self._table, self._spec, updates))
+        drawn = self._stream.send(request.SerializeToString(), self._timeout, float("inf"))
+        while self._riding and self._riding[0][0].done():
+            self._riding.popleft()
+        if updates is not None:
+            self._riding.append((drawn, updates))
+        drawn.add_done_callback(self._drawn.put)
+
+    def _take_updates(self) -> PriorityUpdates | None:
+        held, self._updates = self._updates, []
+        if len(held) <= 1:
+            return held[0] if held else None
+        return PriorityUpdates(
+            np.concatenate([updates.keys for updates in held]),
+            np.concatenate([updates.priorities for updates in held]),
+        )
+
+
+def _parse(answer: bytes) -> SequenceBatch:
+    drawn = frames.decode_sample_stream_response(own(answer))
+    if isinstance(drawn, frames.RefusedRequest):
+        raise refusal(drawn.reason, drawn.message, drawn.retry_after_seconds)
+    return drawn
