@@ -181,8 +181,9 @@ class KnownTrajectories:
         return removed
 
     def removed(self) -> list[Removed]:
-        """The removed ones that are still known, oldest first."""
-        return list(self._removed.values())
+        """The removed ones that are still known, oldest first; before them removed parts of stored ones."""
+        parts = [Removed(one.trajectory_id, one.earlier, open=True) for one in self._stored.values() if one.earlier]
+        return [*parts, *self._removed.values()]
 
     def recall(self, removed: Iterable[Removed]) -> None:
         """Know trajectories, oldest first, as removed before all that were since."""

@@ -311,7 +311,7 @@ class Table:
         self._known.recall(removed)
 
     def removed_known(self) -> list[Removed]:
-        """The removed ones that are still known, oldest first."""
+        """The removed ones that are still known, oldest first; before them removed parts of stored ones."""
         return self._known.removed()
 
     def _remove(self, stored: Stored) -> None:

@@ -24,7 +24,7 @@ def allowed_choices(name: str, priorities: dict[int, float]) -> set[int]:
 @settings(max_examples=80, deadline=None)
 @given(data=st.data())
 def test_contract_of_removers(name: str, data: st.DataObject) -> None:
-    """Whatever came, went and was reprioritized: what is chosen is stored and as the name says; choosing changes nothing."""
+    """Whatever came, went and was reprioritized: a choice is stored and as the name says, and changes nothing."""
     priorities: dict[int, float] = {}
     remover = REMOVERS[name](np.random.default_rng(0), lambda ordinal: priorities[ordinal])
     values = st.sampled_from([0.0, 0.5, 1.0, 2.0])

@@ -38,6 +38,7 @@ class Clock:
     now = 1000.0
 
     def __call__(self) -> float:
+        """Now."""
         return self.now
 
 
@@ -91,6 +92,7 @@ class Naive:
 
     @property
     def open(self) -> bool:
+        """More chunks are to come."""
         return self.stop < self.whole.num_steps
 
     def sequence(self, step: int, length: int) -> list[tuple["Naive", int]]:
@@ -101,6 +103,7 @@ class Naive:
         return steps[:length]
 
     def items(self, rule: SequenceRule) -> list[int]:
+        """The steps that may be drawn."""
         short = rule.length - 1 if rule.episode_end is EpisodeEnd.TRUNCATE else 0
         steps = range(self.first, self.stop - short)
         if rule.period == 0:
@@ -119,6 +122,7 @@ class TableMachine(RuleBasedStateMachine):
         first=st.integers(0, 2**33),
     )
     def start(self, selector: str, remover: str, rule: SequenceRule, first: int) -> None:
+        """An empty table of any kind."""
         config = table_config(capacity=CAPACITY, selector=selector, remover=remover, sequences=rule)
         self.clock = Clock()
         self.table = Table(config, np.random.default_rng(0), logged=True, first_ordinal=first, clock=self.clock)
@@ -177,7 +181,7 @@ class TableMachine(RuleBasedStateMachine):
 
     def _all_keys(self) -> np.ndarray:
         slots = np.arange(CAPACITY)
-        return self.table._slots.keys(slots)  # noqa: SLF001
+        return self.table._slots.keys(slots)
 
     @rule(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=3).filter(lambda t: sum(t) <= CAPACITY))
     def insert_whole_ones(self, lengths: list[int]) -> None:
@@ -365,7 +369,7 @@ def test_a_heap_remover_goes_by_the_highest_priority_of_a_trajectory() -> None:
     heap = table(remover="min_heap", selector="prioritized")
     for number in range(3):
         insert(heap, played(number, 7))
-    steps = {one.trajectory_id: heap._slots.keys(one.slots.astype(np.int64)) for one in heap.trajectories()}  # noqa: SLF001
+    steps = {one.trajectory_id: heap._slots.keys(one.slots.astype(np.int64)) for one in heap.trajectories()}
     for trajectory_id, values in {"t0": [5, 0], "t1": [1, 1], "t2": [0.5, 2]}.items():
         priorities = np.array([*values, 0, 0, 0, 0, 0], np.float32)
         heap.update_priorities(PriorityUpdates(steps[trajectory_id], priorities))
@@ -424,7 +428,7 @@ def test_filters_by_age_and_weights_version() -> None:
     """Only steps that match are drawn, with their probability among those."""
     filtered = table()
     clock = Clock()
-    filtered._clock = clock  # noqa: SLF001
+    filtered._clock = clock
     insert(filtered, played(1, 4, weights_version=5))
     clock.now += 100
     insert(filtered, played(2, 4, weights_version=3))
