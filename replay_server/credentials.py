@@ -30,7 +30,7 @@ class CredentialsError(Exception):
 
 @dataclass(frozen=True)
 class Credentials:
-    """What a client trusts and shows.
+    """What a client trusts and shows; certificates are read once, when the client is made.
 
     Attributes:
         ca_file: PEM certificates that the server's is checked against; without it nothing is encrypted.
