@@ -16,6 +16,7 @@ from actors.metrics import ActorMetrics
 from actors.self_play import MoveReport, SelfPlay
 from actors.weights_client import WeightsClient
 from replay_server.client import ReplayClient, create_table_when_reachable, registered_process
+from replay_server.credentials import Credentials
 from zero.config import ExperimentConfig
 from zero.games.game import Game
 from zero.games.registry import make_game
@@ -44,6 +45,7 @@ class ActorSettings:
         metrics_port: its port; 0 takes a free one.
         entropy: added to the experiment's seed; None draws it from the system, so that a restarted actor plays new
             games. Give a number to play the same games again.
+        credentials: for the replay server.
     """
 
     replay_address: str
@@ -51,6 +53,7 @@ class ActorSettings:
     metrics_host: str = "127.0.0.1"
     metrics_port: int = 0
     entropy: int | None = None
+    credentials: Credentials = Credentials()  # noqa: RUF009 -- frozen
 
 
 class SearchFactory:
@@ -146,7 +149,7 @@ def run_actor(config: ExperimentConfig, settings: ActorSettings, stop: Event) ->
     searches = SearchFactory(config, game)
     logger.info("%s evaluates in %s", actor_id, searches.dtype)
     metrics = ActorMetrics()
-    with ReplayClient(settings.replay_address) as client:
+    with ReplayClient(settings.replay_address, credentials=settings.credentials) as client:
         if not create_table_when_reachable(client, self_play_table(config, game), stop):
             return
         with (

@@ -14,6 +14,7 @@ from actors.metrics import EvaluatorMetrics
 from actors.players import GreedyPlayer, Player, PolicyPlayer, RandomPlayer, SearchPlayer
 from actors.weights_client import WeightsClient
 from replay_server.client import ReplayClient, registered_process
+from replay_server.credentials import Credentials
 from zero.config import ExperimentConfig
 from zero.games.game import Game
 from zero.games.registry import make_game
@@ -34,11 +35,13 @@ class EvaluatorSettings:
         replay_address: host:port of the replay server.
         metrics_host: interface that serves /metrics.
         metrics_port: its port; 0 takes a free one.
+        credentials: for the replay server.
     """
 
     replay_address: str
     metrics_host: str = "127.0.0.1"
     metrics_port: int = 0
+    credentials: Credentials = Credentials()  # noqa: RUF009 -- frozen
 
 
 class Evaluation:
@@ -115,7 +118,7 @@ def run_evaluator(config: ExperimentConfig, settings: EvaluatorSettings, stop: E
     evaluation = Evaluation(config, config.evaluation.num_games)
     metrics = EvaluatorMetrics()
     with (
-        ReplayClient(settings.replay_address) as client,
+        ReplayClient(settings.replay_address, credentials=settings.credentials) as client,
         registered_process(
             client, "evaluator", "evaluator", metrics.registry, settings.metrics_host, settings.metrics_port
         ),

@@ -26,7 +26,7 @@ from deploy.roles import (
     run_role,
 )
 from deploy.run_folder import RunFolder, create_run_folder, locked, open_or_create_run_folder
-from replay_server.credentials import SecuritySettings
+from replay_server.credentials import Credentials, SecuritySettings
 from zero.config import ExperimentConfig
 
 MANUAL_RUN = Path("runs/manual")
@@ -166,6 +166,31 @@ TlsClientCa = Annotated[
         help="Clients must show a certificate that one of these has signed, PEM.",
     ),
 ]
+TlsCa = Annotated[
+    Path | None,
+    typer.Option(
+        envvar="ZERO_REPLAY_TLS_CA",
+        callback=_absolute,
+        metavar="FILE",
+        help="PEM certificates that the replay server's is checked against; turns TLS on.",
+    ),
+]
+ClientTokenFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--token-file",
+        envvar="ZERO_REPLAY_TOKEN_FILE",
+        callback=_absolute,
+        metavar="FILE",
+        help="Token for the replay server, on the first line.",
+    ),
+]
+PlaintextToken = Annotated[
+    bool,
+    typer.Option(
+        "--insecure", envvar="ZERO_REPLAY_INSECURE", help="Send the token to other machines without TLS, too."
+    ),
+]
 ServerTokenFile = Annotated[
     Path | None,
     typer.Option(
@@ -212,6 +237,11 @@ def train(  # noqa: PLR0913, PLR0917 - one parameter per option, as typer wants 
     ] = None,
     redis_url: RedisUrl = None,
     redis_url_file: RedisUrlFile = None,
+    tls_certificate: TlsCertificate = None,
+    tls_key: TlsKey = None,
+    tls_client_ca: TlsClientCa = None,
+    tls_ca: TlsCa = None,
+    token_file: ServerTokenFile = None,
     insecure: Insecure = False,
     metrics_port: Annotated[
         int | None,
@@ -230,9 +260,13 @@ def train(  # noqa: PLR0913, PLR0917 - one parameter per option, as typer wants 
 ) -> None:
     """Train: start Redis, replay server, learner, actors and evaluator, show how it goes, save at the end.
 
+    All roles of a run share its certificate, key and token: their files must be there on every machine of a cluster.
+
     Example: `zero train --minutes 5 --set search.num_simulations=64`
     """
     _refuse_two_urls(redis_url, redis_url_file)
+    if tls_certificate is not None and tls_ca is None:
+        raise DeployError("--tls-certificate: give --tls-ca, too, by which the other roles check it", BAD_INPUT)
     if resume is not None:
         _refuse_beside(
             "--resume: a run goes on with the config it has",
@@ -255,7 +289,20 @@ def train(  # noqa: PLR0913, PLR0917 - one parameter per option, as typer wants 
         ray_address=ray_address,
         redis_url=redis_url,
         redis_url_file=redis_url_file,
-        security=SecuritySettings(insecure=insecure),
+        security=SecuritySettings(
+            certificate_file=tls_certificate,
+            key_file=tls_key,
+            client_ca_file=tls_client_ca,
+            token_file=token_file,
+            insecure=insecure,
+        ),
+        credentials=Credentials(
+            ca_file=tls_ca,
+            certificate_file=tls_certificate if tls_client_ca else None,
+            key_file=tls_key if tls_client_ca else None,
+            token_file=token_file,
+            insecure=insecure,
+        ),
         metrics_port=metrics_port,
         live=console.is_terminal if live is None else live,
         evaluator=evaluator,
@@ -335,11 +382,16 @@ def replay_server(  # noqa: PLR0913, PLR0917 - one parameter per option, as type
 
 
 @app.command()
-def learner(
+def learner(  # noqa: PLR0913, PLR0917 - one parameter per option, as typer wants it
     experiment: Experiment = "triangle",
     overrides: Overrides = None,
     run_dir: RunDir = MANUAL_RUN,
     replay_address: ReplayAddress = DEFAULT_ADDRESS,
+    tls_ca: TlsCa = None,
+    tls_certificate: TlsCertificate = None,
+    tls_key: TlsKey = None,
+    token_file: ClientTokenFile = None,
+    insecure: PlaintextToken = False,
     host: Host = "127.0.0.1",
     metrics_port: MetricsPort = 0,
     log_level: LogLevel = "info",
@@ -351,20 +403,30 @@ def learner(
     config = load_experiment(experiment, overrides or [])
     folder = open_or_create_run_folder(run_dir, config)
     assignment = Assignment(
-        Role.LEARNER, folder.path, host=host, metrics_port=metrics_port, replay_address=replay_address
+        Role.LEARNER,
+        folder.path,
+        host=host,
+        metrics_port=metrics_port,
+        replay_address=replay_address,
+        credentials=Credentials(tls_ca, tls_certificate, tls_key, token_file, insecure),
     )
     with locked(folder):
         _be(assignment, config, log_level)
 
 
 @app.command()
-def actor(
+def actor(  # noqa: PLR0913, PLR0917 - one parameter per option, as typer wants it
     experiment: Experiment = "triangle",
     overrides: Overrides = None,
     index: Annotated[
         int, typer.Option(min=0, help="Which of the run's actors. Every actor of a run needs its own number.")
     ] = 0,
     replay_address: ReplayAddress = DEFAULT_ADDRESS,
+    tls_ca: TlsCa = None,
+    tls_certificate: TlsCertificate = None,
+    tls_key: TlsKey = None,
+    token_file: ClientTokenFile = None,
+    insecure: PlaintextToken = False,
     host: Host = "127.0.0.1",
     metrics_port: MetricsPort = 0,
     log_level: LogLevel = "info",
@@ -375,7 +437,13 @@ def actor(
     """
     config = load_experiment(experiment, overrides or [])
     assignment = Assignment(
-        Role.ACTOR, MANUAL_RUN, index=index, host=host, metrics_port=metrics_port, replay_address=replay_address
+        Role.ACTOR,
+        MANUAL_RUN,
+        index=index,
+        host=host,
+        metrics_port=metrics_port,
+        replay_address=replay_address,
+        credentials=Credentials(tls_ca, tls_certificate, tls_key, token_file, insecure),
     )
     _be(assignment, config, log_level)
 
@@ -390,6 +458,11 @@ def evaluate(  # noqa: PLR0913, PLR0917 - one parameter per option, as typer wan
     experiment: Experiment = "triangle",
     overrides: Overrides = None,
     replay_address: ReplayAddress = DEFAULT_ADDRESS,
+    tls_ca: TlsCa = None,
+    tls_certificate: TlsCertificate = None,
+    tls_key: TlsKey = None,
+    token_file: ClientTokenFile = None,
+    insecure: PlaintextToken = False,
     host: Host = "127.0.0.1",
     metrics_port: MetricsPort = 0,
     log_level: LogLevel = "info",
@@ -410,7 +483,12 @@ def evaluate(  # noqa: PLR0913, PLR0917 - one parameter per option, as typer wan
         return
     config = load_experiment(experiment, overrides or [])
     assignment = Assignment(
-        Role.EVALUATOR, MANUAL_RUN, host=host, metrics_port=metrics_port, replay_address=replay_address
+        Role.EVALUATOR,
+        MANUAL_RUN,
+        host=host,
+        metrics_port=metrics_port,
+        replay_address=replay_address,
+        credentials=Credentials(tls_ca, tls_certificate, tls_key, token_file, insecure),
     )
     _be(assignment, config, log_level)
 

@@ -21,7 +21,7 @@ from deploy.roles import DEFAULT_METRICS_PORT, Addresses, Assignment, Role
 from deploy.run_folder import RunFolder, locked
 from deploy.scrape import Scrape, Scraper
 from deploy.supervisor import Supervisor
-from replay_server.credentials import SecuritySettings
+from replay_server.credentials import Credentials, SecuritySettings
 from zero.config import ExperimentConfig
 
 POLL_SECONDS = 0.5
@@ -40,6 +40,7 @@ class TrainOptions:
         redis_url: a Redis to keep the replay data in; None starts a private one.
         redis_url_file: holds the same.
         security: what the replay server shows and asks for.
+        credentials: what the other roles trust and show.
         metrics_port: of the replay server; None for DEFAULT_METRICS_PORT, or any if that is taken.
         live: draw a panel instead of writing lines.
         evaluator: whether a role measures the agent meanwhile.
@@ -53,6 +54,7 @@ class TrainOptions:
     redis_url: str | None = field(default=None, repr=False)  # may hold a password
     redis_url_file: Path | None = None
     security: SecuritySettings = SecuritySettings()  # noqa: RUF009 -- frozen
+    credentials: Credentials = Credentials()  # noqa: RUF009 -- frozen
     metrics_port: int | None = None
     live: bool = True
     evaluator: bool = True
@@ -244,7 +246,14 @@ def _start_others(
     supervisor: Supervisor, fleet: RayFleet, folder: RunFolder, options: TrainOptions, addresses: Addresses
 ) -> None:
     def assign(role: Role, index: int = 0) -> Assignment:
-        return Assignment(role, folder.path, index=index, host=fleet.host, replay_address=addresses.grpc)
+        return Assignment(
+            role,
+            folder.path,
+            index=index,
+            host=fleet.host,
+            replay_address=addresses.grpc,
+            credentials=options.credentials,
+        )
 
     supervisor.start(assign(Role.LEARNER))
     for index in range(fleet.num_actors):

@@ -10,7 +10,7 @@ from threading import Event
 
 from deploy.errors import BAD_INPUT, FAILED, DeployError
 from deploy.run_folder import RunFolder
-from replay_server.credentials import SecuritySettings
+from replay_server.credentials import Credentials, CredentialsError, SecuritySettings
 from zero.config import ConfigError, ExperimentConfig
 
 DEFAULT_REPLAY_PORT = 8470
@@ -40,6 +40,7 @@ class Assignment:
         port: gRPC port of the replay server; 0 takes a free one.
         metrics_port: where /metrics is served; 0 takes a free one.
         replay_address: host:port of the replay server; unused by itself.
+        credentials: for the replay server; unused by itself.
         data_dir: where the replay server keeps its data, if not in the run's folder.
         redis_url: the replay server's Redis; None starts a private one.
         redis_url_file: holds the same, so that a password stays in its file.
@@ -55,6 +56,7 @@ class Assignment:
     port: int = 0
     metrics_port: int = 0
     replay_address: str = ""
+    credentials: Credentials = Credentials()  # noqa: RUF009 -- frozen
     data_dir: Path | None = None
     redis_url: str | None = field(default=None, repr=False)  # may hold a password
     redis_url_file: Path | None = None
@@ -178,6 +180,7 @@ def _run_learner(assignment: Assignment, config: ExperimentConfig, stop: Event) 
         run_dir=assignment.run_dir,
         metrics_host=assignment.host,
         metrics_port=assignment.metrics_port,
+        credentials=assignment.credentials,
     )
     try:
         run_learner(config, settings, stop)
@@ -193,6 +196,7 @@ def _run_actor(assignment: Assignment, config: ExperimentConfig, stop: Event) ->
         index=assignment.index,
         metrics_host=assignment.host,
         metrics_port=assignment.metrics_port,
+        credentials=assignment.credentials,
     )
     run_actor(config, settings, stop)
 
@@ -204,6 +208,7 @@ def _run_evaluator(assignment: Assignment, config: ExperimentConfig, stop: Event
         replay_address=assignment.replay_address,
         metrics_host=assignment.host,
         metrics_port=assignment.metrics_port,
+        credentials=assignment.credentials,
     )
     run_evaluator(config, settings, stop)
 
@@ -224,7 +229,7 @@ def _user_errors(metrics_address: str) -> Generator[None]:
 
     try:
         yield
-    except (ConfigError, GameError) as error:
+    except (ConfigError, GameError, CredentialsError) as error:
         raise DeployError(str(error), BAD_INPUT) from error
     except WeightsMismatchError as error:
         raise DeployError(str(error), BAD_INPUT) from error

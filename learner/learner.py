@@ -19,6 +19,7 @@ from learner.metrics import LearnerMetrics
 from learner.targets import td_lambda_targets
 from learner.weights_publisher import WeightsPublisher
 from replay_server.client import ReplayClient, create_table_when_reachable, registered_process
+from replay_server.credentials import Credentials
 from zero.config import ExperimentConfig, LearnerConfig
 from zero.games.game import Game
 from zero.games.registry import make_game
@@ -44,6 +45,7 @@ class LearnerSettings:
         metrics_port: its port; 0 takes a free one.
         num_threads: torch threads.
         device: a torch device, or "auto" for a GPU if there is one.
+        credentials: for the replay server.
     """
 
     replay_address: str
@@ -52,6 +54,7 @@ class LearnerSettings:
     metrics_port: int = 0
     num_threads: int = 1
     device: str = "auto"
+    credentials: Credentials = Credentials()  # noqa: RUF009 -- frozen
 
 
 def learning_rate(config: LearnerConfig, training_step: int) -> float:
@@ -258,7 +261,7 @@ def run_learner(config: ExperimentConfig, settings: LearnerSettings, stop: Event
         metrics.training_step.set(learner.training_step)
         logger.info("resuming at training step %d", learner.training_step)
     learner_config = config.learner
-    with ReplayClient(settings.replay_address) as client:
+    with ReplayClient(settings.replay_address, credentials=settings.credentials) as client:
         if not create_table_when_reachable(client, self_play_table(config, game), stop):
             return
         with (

@@ -17,12 +17,12 @@ from deploy.errors import BAD_INPUT, DeployError
 from deploy.ray_fleet import Outcome, RayFleet, RunningRole
 from deploy.roles import Addresses, Assignment, Role
 from deploy.supervisor import Supervisor
-from replay_server.client import ReplayClient, ReplayError
+from replay_server.client import ReplayClient, ReplayError, ReplayTimeout
 from replay_server.credentials import Credentials
 from replay_server.embedded_redis import find_redis_server
 from tests.certificates import Authority
 from tests.deploy.test_supervisor import ScriptedFleet
-from tests.integration.processes import Command, wait_until
+from tests.integration.processes import SMALL, Command, wait_until
 from tests.replay_server.played import played, table_config
 
 TOKEN = "a-token-of-an-actor-7f3e"
@@ -41,7 +41,7 @@ def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
         with pytest.raises(SystemExit) as caught:
             main()
         captured = capsys.readouterr()
-        assert (caught.value.code, captured.out) == (BAD_INPUT, "")
+        assert caught.value.code == BAD_INPUT
         assert captured.err.startswith("error: ")
         assert captured.err.count("\n") == 1
         return captured.err
@@ -189,5 +189,60 @@ def test_a_guarded_server_by_hand_shows_no_secret(tmp_path: Path, redis_socket: 
         everything += server.output
     assert "zero replay-server" in everything, "the command lines were looked at"
     assert 'zero_replay_rejected_requests_total{reason="UNAUTHENTICATED"} 1.0' in everything
+    for secret in (TOKEN, PASSWORD, pair.key_file.read_text().splitlines()[1]):
+        assert secret not in everything
+
+
+@pytest.mark.parametrize("role", ["learner", "actor", "evaluate"])
+def test_a_role_whose_credentials_cannot_be_used_says_so(refused: Run, role: str) -> None:
+    """One line and exit code 2, before it connects."""
+    arguments = [role, "--experiment=tic_tac_toe"]
+    to_others = [*arguments, "--replay-address=replay:8470"]
+    assert "for all to read" in refused(*to_others, f"--token-file={write(Path('good'), TOKEN)}")
+    assert "No such file" in refused(*arguments, "--tls-ca=nowhere")
+    assert "over TLS only" in refused(*arguments, "--tls-certificate=nowhere", "--tls-key=nowhere")
+    assert "line 1 is no name:token" in refused(*arguments, f"--token-file={write(Path('bad'), 'bad')}")
+
+
+def write(path: Path, text: str) -> Path:
+    """Write and return a file."""
+    path.write_text(text)
+    return path
+
+
+def test_a_run_with_a_certificate_needs_its_authority(refused: Run) -> None:
+    """Its own roles would not trust the replay server."""
+    assert "--tls-ca" in refused("train", "--tls-certificate=crt", "--tls-key=key")
+
+
+@pytest.mark.slow
+def test_a_run_over_mutual_tls_learns_and_shows_no_secret(tmp_path: Path, redis_socket: Path) -> None:
+    """Certificates, the token and the Redis URL reach every role as files; a stranger is refused.
+
+    Neither output, log files, metrics nor command lines show any of them, those of Ray included.
+    """
+    authority = Authority(tmp_path)
+    pair = authority.issue()
+    write(tmp_path / "tokens", f"run:{TOKEN}\n")
+    write(tmp_path / "url", f"unix://{redis_socket}?password={PASSWORD}\n")
+    options = [
+        *(f"--tls-certificate={pair.certificate_file}", f"--tls-key={pair.key_file}", f"--tls-ca={authority.file}"),
+        *(f"--tls-client-ca={authority.file}", "--token-file=tokens", "--redis-url-file=url"),
+        *("--minutes=10", "--metrics-port=0", "--no-live", "--run-dir=run", "--log-level=debug"),
+    ]
+    with Command(tmp_path, "train", *SMALL, *options) as run:
+        run.wait_for("learning since", 120)
+        found = run.wait_for(r"replay +(\S+), metrics http://(\S+)/metrics")
+        stranger = Credentials(ca_file=authority.file, token_file=tmp_path / "tokens")
+        with ReplayClient(found[1], credentials=stranger) as client, pytest.raises(ReplayTimeout):
+            client.server_info(timeout=1)
+        with urllib.request.urlopen(f"http://{found[2]}/metrics", timeout=10) as response:
+            shown = [response.read().decode(), *run.survivors()]
+        run.interrupt()
+        assert run.wait(60) == 0, run.output
+        shown += [run.output, *(path.read_text() for path in (tmp_path / "run").rglob("*.log"))]
+    everything = "\n".join(shown)
+    for seen in ("ray", "zero_replay_inserted_steps_total", "client run has shown its token", "learner stopped"):
+        assert seen in everything, "it was looked at"
     for secret in (TOKEN, PASSWORD, pair.key_file.read_text().splitlines()[1]):
         assert secret not in everything

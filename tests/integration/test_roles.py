@@ -9,7 +9,7 @@ import subprocess
 import sys
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -134,9 +134,9 @@ def test_prometheus_finds_series_of_every_role(tmp_path: Path) -> None:
         assert not [target["lastError"] for target in targets if target["lastError"]]
 
 
-def ends_with(folder: Path, code: int, *arguments: str) -> str:
+def ends_with(folder: Path, code: int, *arguments: str, environment: Mapping[str, str] | None = None) -> str:
     """Run a command that cannot start; returns its only `error:` line."""
-    with Command(folder, *arguments) as command:
+    with Command(folder, *arguments, environment=environment) as command:
         assert command.wait(60) == code, command.output
         assert "Traceback" not in command.output
         (line,) = [line for line in command.output.splitlines() if line.startswith("error: ")]
@@ -164,9 +164,9 @@ def test_a_taken_port_is_named_by_every_role(tmp_path: Path, taken_port: int) ->
 
 def test_an_unreachable_redis_is_named(tmp_path: Path) -> None:
     """Without its Redis neither the server nor a run starts; the reason is one line, without the password."""
-    url = f"--redis-url=redis://:sesame@127.0.0.1:{free_port()}/0"
+    url = {"ZERO_REDIS_URL": f"redis://:sesame@127.0.0.1:{free_port()}/0"}
     for arguments in (["replay-server", "--port=0", "--metrics-port=0"], ["train", *SMALL, "--metrics-port=0"]):
-        line = ends_with(tmp_path, 1, *arguments, url)
+        line = ends_with(tmp_path, 1, *arguments, environment=url)
         assert "Redis" in line
         assert "sesame" not in line
 
@@ -211,7 +211,8 @@ def test_a_run_joins_a_cluster_and_leaves_it_running(tmp_path: Path) -> None:
             stderr=subprocess.STDOUT,
         )
         try:
-            arguments = [*SMALL, "--minutes=10", "--metrics-port=0", f"--ray-address=127.0.0.1:{port}", "--actors=1"]
+            cluster = [f"--ray-address=127.0.0.1:{port}", "--actors=1", "--insecure"]
+            arguments = [*SMALL, "--minutes=10", "--metrics-port=0", *cluster]
 
             def reachable() -> bool:
                 with socket.socket() as probe:
