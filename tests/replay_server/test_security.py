@@ -29,7 +29,7 @@ from replay_server.client import ReplayClient, ReplayError, ReplayTimeout
 from replay_server.credentials import MAX_CLIENTS, Credentials, CredentialsError, SecuritySettings, read_tokens
 from replay_server.metrics import Levels, ServerMetrics
 from replay_server.security import Security, SecurityError
-from replay_server.server import BoundAddresses, ReplayServer, ReplayServerSettings
+from replay_server.server import BoundAddresses, ReplayServer, ReplayServerError, ReplayServerSettings
 from tests.certificates import Authority, KeyPair
 from tests.replay_server.played import played, table_config
 from tests.replay_server.test_metrics_and_health import scrape
@@ -559,7 +559,7 @@ read_key_pair(Path({str(pair.certificate_file)!r}), Path({str(pair.key_file)!r})
 def test_no_secret_is_shown(
     rotating: Guarded, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Neither tokens nor keys are in logs, output, metrics, errors or reprs."""
+    """Neither tokens nor keys nor the password of Redis are in logs, output, metrics, errors or reprs."""
     caplog.set_level(logging.DEBUG)
     security = rotating.settings.security
     shown: list[str] = []
@@ -575,11 +575,17 @@ def test_no_secret_is_shown(
     security.token_file.write_text(f"actors:{TOKENS[0]}:{TOKENS[1]}\n")
     security.key_file.write_text("garbage")
     wait_until(lambda: caplog.text.count("earlier credentials stay in force") == 2)
+    password = "pass-word/1"
+    for url in (f"redis://:{password}@127.0.0.1:1/0", f"redis://me:{password}@h:nan/0", f"{password}@h", "http://h"):
+        settings = replace(rotating.settings, redis_url=url, security=SecuritySettings())
+        with pytest.raises(ReplayServerError) as refused:
+            ReplayServer(settings).start()
+        shown += [str(refused.value), repr(settings)]
     with urllib.request.urlopen(f"http://{rotating.bound.metrics_address}/metrics", timeout=10) as response:
         shown.append(response.read().decode())
     captured = capfd.readouterr()
     everything = "\n".join((*shown, caplog.text, captured.out, captured.err))
     body = rotating.good.key_file.read_text().splitlines()[1]
-    for secret in (*TOKENS, WRONG_TOKEN, body, "Bearer"):
+    for secret in (*TOKENS, WRONG_TOKEN, body, "Bearer", "pass-word"):
         assert secret not in everything
     assert str(security.token_file) in everything, "the log was looked at"
