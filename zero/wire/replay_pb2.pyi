@@ -1383,6 +1383,7 @@ class TableInfo(_message.Message):
     MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     RATE_LIMITER_FIELD_NUMBER: _builtins.int
     REMOVED_TRAJECTORIES_FIELD_NUMBER: _builtins.int
+    MASS_FIELD_NUMBER: _builtins.int
     num_steps: _builtins.int
     """Steps stored now."""
     num_trajectories: _builtins.int
@@ -1403,6 +1404,10 @@ class TableInfo(_message.Message):
     """Bytes that the table's columns and indices take when it is full; allocated when it was created."""
     removed_trajectories: _builtins.int
     """Trajectories removed ever, for whatever reason."""
+    mass: _builtins.float
+    """What a draw takes its share of: of a "prioritized" table the sum of priority ^ priority_exponent over the items, of
+    any other the number of items. A client of several servers draws from each in proportion to it.
+    """
     @_builtins.property
     def config(self) -> Global___TableConfig:
         """Its config."""
@@ -1426,10 +1431,11 @@ class TableInfo(_message.Message):
         memory_bytes: _builtins.int = ...,
         rate_limiter: Global___RateLimiterInfo | None = ...,
         removed_trajectories: _builtins.int = ...,
+        mass: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "rate_limiter", b"rate_limiter"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "insert_blocked_because", b"insert_blocked_because", "inserted_steps", b"inserted_steps", "inserted_trajectories", b"inserted_trajectories", "memory_bytes", b"memory_bytes", "num_items", b"num_items", "num_steps", b"num_steps", "num_trajectories", b"num_trajectories", "rate_limiter", b"rate_limiter", "removed_trajectories", b"removed_trajectories", "sample_blocked_because", b"sample_blocked_because", "sampled_positions", b"sampled_positions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "insert_blocked_because", b"insert_blocked_because", "inserted_steps", b"inserted_steps", "inserted_trajectories", b"inserted_trajectories", "mass", b"mass", "memory_bytes", b"memory_bytes", "num_items", b"num_items", "num_steps", b"num_steps", "num_trajectories", b"num_trajectories", "rate_limiter", b"rate_limiter", "removed_trajectories", b"removed_trajectories", "sample_blocked_because", b"sample_blocked_because", "sampled_positions", b"sampled_positions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
