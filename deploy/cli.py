@@ -1,7 +1,6 @@
 """The command line: `zero train` runs everything, the other commands run one role each."""
 
 import datetime
-import logging
 import shlex
 import shutil
 import sys
@@ -9,31 +8,37 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from pydantic import ValidationError
 from rich.console import Console
 
 # What brings torch, Ray or numba is imported by the commands that need it: `zero --help` must not wait for them.
 from deploy.errors import BAD_INPUT, DeployError
 from deploy.experiment_files import config_to_toml, load_experiment
 from deploy.interrupts import run_until_interrupted
-from deploy.roles import (
-    DEFAULT_METRICS_PORT,
-    DEFAULT_REPLAY_PORT,
-    Addresses,
-    Assignment,
-    Role,
-    check_experiment,
-    run_role,
-)
+from deploy.options import ClientTokenFile, PlaintextToken, ReplayAddress, TlsCa
+from deploy.roles import Assignment, Role, check_experiment, run_role
 from deploy.run_folder import RunFolder, create_run_folder, locked, open_or_create_run_folder
+from replay_server.command import (
+    Insecure,
+    LogLevel,
+    MetricsPort,
+    RedisUrl,
+    RedisUrlFile,
+    TlsCertificate,
+    TlsClientCa,
+    TlsKey,
+    TokenFile,
+    as_one_line,
+    log_to_stderr,
+    refuse_two_urls,
+    serve,
+)
 from replay_server.credentials import Credentials, SecuritySettings
+from replay_server.ports import DEFAULT_ADDRESS, DEFAULT_METRICS_PORT
 from zero.config import ExperimentConfig
 
 MANUAL_RUN = Path("runs/manual")
-DEFAULT_ADDRESS = f"127.0.0.1:{DEFAULT_REPLAY_PORT}"
 WILDCARD_HOSTS = ("", "0", "0.0.0.0", "::", "::0", "*")  # noqa: S104 - refused, not bound
 MAX_MINUTES = 1e6
-LOG_LEVELS = ("debug", "info", "warning", "error")
 
 app = typer.Typer(
     name="zero",
@@ -51,40 +56,10 @@ def _minutes(value: float) -> float:
     return value
 
 
-def _log_level(value: str) -> str:
-    if value.lower() not in LOG_LEVELS:
-        raise typer.BadParameter(f"{value!r} is none of {', '.join(LOG_LEVELS)}")
-    return value.lower()
-
-
-def _host_and_port(value: str) -> str:
-    host, _, port = value.rpartition(":")
-    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
-        raise typer.BadParameter(f"write it as host:port, for example {DEFAULT_ADDRESS}, got {value!r}")
-    return value
-
-
 def _host_for_others(value: str) -> str:
     if value.strip("[]") in WILDCARD_HOSTS:
         raise typer.BadParameter(
             f"others are told to reach this process there: give an address of its own, got {value!r}"
-        )
-    return value
-
-
-def _absolute(value: Path | None) -> Path | None:
-    """The same for processes that run elsewhere; links stay, since what they point to may change."""
-    return None if value is None else value.absolute()
-
-
-def _without_password(context: typer.Context, parameter: typer.CallbackParam, value: str | None) -> str | None:
-    """Take a URL with a password from the environment alone."""
-    source = context.get_parameter_source(parameter.name or "")
-    user, at, _ = (value or "").partition("://")[2].rpartition("@")
-    holds_password = (at and ":" in user) or "password=" in (value or "")
-    if holds_password and source is not None and source.name == "COMMANDLINE":
-        raise typer.BadParameter(
-            "others can see the password on a command line: set ZERO_REDIS_URL, or write the URL to a --redis-url-file"
         )
     return value
 
@@ -108,106 +83,9 @@ Overrides = Annotated[
         help="Another value of the config, for example search.num_simulations=64; repeatable.",
     ),
 ]
-LogLevel = Annotated[
-    str,
-    typer.Option(
-        envvar="ZERO_LOG_LEVEL", callback=_log_level, metavar="LEVEL", help="One of debug, info, warning, error."
-    ),
-]
-ReplayAddress = Annotated[
-    str,
-    typer.Option(
-        envvar="ZERO_REPLAY_ADDRESS",
-        callback=_host_and_port,
-        metavar="HOST:PORT",
-        help="Where the replay server answers.",
-    ),
-]
 Host = Annotated[
     str,
     typer.Option(envvar="ZERO_HOST", callback=_host_for_others, help="Interface to serve on; others must reach it."),
-]
-MetricsPort = Annotated[
-    int,
-    typer.Option(envvar="ZERO_METRICS_PORT", min=0, max=65535, help="Where /metrics is served; 0 takes a free one."),
-]
-RedisUrl = Annotated[
-    str | None,
-    typer.Option(
-        envvar="ZERO_REDIS_URL",
-        callback=_without_password,
-        metavar="URL",
-        help="Redis that keeps the data, for example redis://host:6379/0; a private one is started without. "
-        "With a password only by the environment variable or --redis-url-file.",
-    ),
-]
-RedisUrlFile = Annotated[
-    Path | None,
-    typer.Option(
-        envvar="ZERO_REDIS_URL_FILE", callback=_absolute, metavar="FILE", help="Holds the URL instead of --redis-url."
-    ),
-]
-TlsCertificate = Annotated[
-    Path | None,
-    typer.Option(
-        envvar="ZERO_REPLAY_TLS_CERTIFICATE", callback=_absolute, metavar="FILE", help="PEM certificate to show."
-    ),
-]
-TlsKey = Annotated[
-    Path | None,
-    typer.Option(envvar="ZERO_REPLAY_TLS_KEY", callback=_absolute, metavar="FILE", help="Its private key, PEM."),
-]
-TlsClientCa = Annotated[
-    Path | None,
-    typer.Option(
-        envvar="ZERO_REPLAY_TLS_CLIENT_CA",
-        callback=_absolute,
-        metavar="FILE",
-        help="Clients must show a certificate that one of these has signed, PEM.",
-    ),
-]
-TlsCa = Annotated[
-    Path | None,
-    typer.Option(
-        envvar="ZERO_REPLAY_TLS_CA",
-        callback=_absolute,
-        metavar="FILE",
-        help="PEM certificates that the replay server's is checked against; turns TLS on.",
-    ),
-]
-ClientTokenFile = Annotated[
-    Path | None,
-    typer.Option(
-        "--token-file",
-        envvar="ZERO_REPLAY_TOKEN_FILE",
-        callback=_absolute,
-        metavar="FILE",
-        help="Token for the replay server, on the first line.",
-    ),
-]
-PlaintextToken = Annotated[
-    bool,
-    typer.Option(
-        "--insecure", envvar="ZERO_REPLAY_INSECURE", help="Send the token to other machines without TLS, too."
-    ),
-]
-ServerTokenFile = Annotated[
-    Path | None,
-    typer.Option(
-        "--token-file",
-        envvar="ZERO_REPLAY_TOKEN_FILE",
-        callback=_absolute,
-        metavar="FILE",
-        help="Clients must show one of these tokens; a line name:token for each.",
-    ),
-]
-Insecure = Annotated[
-    bool,
-    typer.Option(
-        "--insecure",
-        envvar="ZERO_REPLAY_INSECURE",
-        help="Let other machines in without TLS or tokens; on a trusted network only.",
-    ),
 ]
 RunDir = Annotated[Path, typer.Option(envvar="ZERO_RUN_DIR", metavar="DIR", help="The run's folder.")]
 
@@ -241,7 +119,7 @@ def train(  # noqa: PLR0913, PLR0917 - one parameter per option, as typer wants 
     tls_key: TlsKey = None,
     tls_client_ca: TlsClientCa = None,
     tls_ca: TlsCa = None,
-    token_file: ServerTokenFile = None,
+    token_file: TokenFile = None,
     insecure: Insecure = False,
     metrics_port: Annotated[
         int | None,
@@ -264,7 +142,7 @@ def train(  # noqa: PLR0913, PLR0917 - one parameter per option, as typer wants 
 
     Example: `zero train --minutes 5 --set search.num_simulations=64`
     """
-    _refuse_two_urls(redis_url, redis_url_file)
+    refuse_two_urls(redis_url, redis_url_file)
     if tls_certificate is not None and tls_ca is None:
         raise DeployError("--tls-certificate: give --tls-ca, too, by which the other roles check it", BAD_INPUT)
     if resume is not None:
@@ -312,73 +190,7 @@ def train(  # noqa: PLR0913, PLR0917 - one parameter per option, as typer wants 
     train_run(config, folder, options, console)
 
 
-@app.command("replay-server")
-def replay_server(  # noqa: PLR0913, PLR0917 - one parameter per option, as typer wants it
-    data_dir: Annotated[
-        Path, typer.Option(envvar="ZERO_DATA_DIR", metavar="DIR", help="Where a private Redis keeps its data.")
-    ] = MANUAL_RUN / "replay",
-    redis_url: RedisUrl = None,
-    redis_url_file: RedisUrlFile = None,
-    redis_prefix: Annotated[
-        str, typer.Option(envvar="ZERO_REDIS_PREFIX", help="Of all keys, so that several servers can share a Redis.")
-    ] = "zero",
-    host: Annotated[
-        str, typer.Option(envvar="ZERO_HOST", help="Interface to serve on; any but loopback needs TLS and tokens.")
-    ] = "127.0.0.1",
-    port: Annotated[
-        int, typer.Option(envvar="ZERO_PORT", min=0, max=65535, help="Where gRPC is served; 0 takes a free one.")
-    ] = DEFAULT_REPLAY_PORT,
-    metrics_port: MetricsPort = DEFAULT_METRICS_PORT,
-    health_port: Annotated[
-        int | None,
-        typer.Option(
-            envvar="ZERO_REPLAY_HEALTH_PORT",
-            min=0,
-            max=65535,
-            help="Where gRPC health alone is served, without TLS and tokens, for probes; nowhere by default.",
-        ),
-    ] = None,
-    tls_certificate: TlsCertificate = None,
-    tls_key: TlsKey = None,
-    tls_client_ca: TlsClientCa = None,
-    token_file: ServerTokenFile = None,
-    insecure: Insecure = False,
-    log_level: LogLevel = "info",
-) -> None:
-    """Be the replay server: keep trajectories, serve sequences and weights, list live processes at /sd.
-
-    Certificates and tokens are read again when their files change.
-
-    Examples: `zero replay-server --port 8470 --data-dir runs/manual/replay` and
-    `zero replay-server --host 0.0.0.0 --tls-certificate tls.crt --tls-key tls.key --token-file tokens`
-    """
-    _refuse_two_urls(redis_url, redis_url_file)
-    _log_to_stderr(log_level)
-    assignment = Assignment(
-        Role.REPLAY_SERVER,
-        MANUAL_RUN,
-        host=host,
-        port=port,
-        metrics_port=metrics_port,
-        data_dir=data_dir.absolute(),
-        redis_url=redis_url,
-        redis_url_file=redis_url_file,
-        redis_prefix=redis_prefix,
-        security=SecuritySettings(
-            certificate_file=tls_certificate,
-            key_file=tls_key,
-            client_ca_file=tls_client_ca,
-            token_file=token_file,
-            insecure=insecure,
-        ),
-        health_port=health_port,
-    )
-
-    def say(addresses: Addresses) -> None:
-        health = f", health at {addresses.health}" if addresses.health else ""
-        typer.echo(f"replay server at {addresses.grpc}, metrics http://{addresses.metrics}/metrics and …/sd{health}")
-
-    run_until_interrupted(lambda stop: run_role(assignment, None, stop, say))
+app.command("replay-server")(serve)
 
 
 @app.command()
@@ -512,13 +324,9 @@ def program_as_typed(argv0: str) -> str:
 
 
 def _be(assignment: Assignment, config: ExperimentConfig, log_level: str) -> None:
-    _log_to_stderr(log_level)
+    log_to_stderr(log_level)
     typer.echo(f"{assignment.name} of {config.name}, replay server {assignment.replay_address} (Ctrl-C stops)")
     run_until_interrupted(lambda stop: run_role(assignment, config, stop))
-
-
-def _log_to_stderr(log_level: str) -> None:
-    logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
 
 
 def _new_run_dir(name: str) -> Path:
@@ -529,11 +337,6 @@ def _is_given(context: typer.Context, parameter: str) -> bool:
     """Whether an option stands on the command line or in the environment."""
     source = context.get_parameter_source(parameter)
     return source is not None and source.name != "DEFAULT"
-
-
-def _refuse_two_urls(redis_url: str | None, redis_url_file: Path | None) -> None:
-    if redis_url is not None and redis_url_file is not None:
-        raise DeployError("--redis-url and --redis-url-file name one Redis: give one of them", BAD_INPUT)
 
 
 def _refuse_beside(option: str, others: dict[str, object]) -> None:
@@ -548,7 +351,7 @@ def main() -> None:
         # Not standalone: typer would show what is wrong with an option as a box of several lines.
         exit_code = app(standalone_mode=False)
     except typer.TyperException as error:
-        text = _usage_error(error)
+        text = as_one_line(error)
         exit_code = error.exit_code
     except DeployError as error:
         text = str(error)
@@ -558,11 +361,3 @@ def main() -> None:
     if text:
         typer.echo(f"error: {text}", err=True)
     sys.exit(exit_code)
-
-
-def _usage_error(error: typer.TyperException) -> str:
-    """What the option parser has to say, in one line; empty where it has shown the help instead."""
-    text = " ".join(error.format_message().split())
-    if isinstance(error.__cause__, ValidationError):
-        text += f", got {error.__cause__.errors()[0]['input']!r}"
-    return text

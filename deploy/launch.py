@@ -17,11 +17,12 @@ from deploy.figures import Figures, RunFigures
 from deploy.interrupts import Interrupts
 from deploy.live import LiveView, PlainView, Status, View, in_order
 from deploy.ray_fleet import RayFleet
-from deploy.roles import DEFAULT_METRICS_PORT, Addresses, Assignment, Role
+from deploy.roles import Addresses, Assignment, Role
 from deploy.run_folder import RunFolder, locked
 from deploy.scrape import Scrape, Scraper
 from deploy.supervisor import Supervisor
 from replay_server.credentials import Credentials, SecuritySettings
+from replay_server.ports import DEFAULT_METRICS_PORT
 from zero.config import ExperimentConfig
 
 POLL_SECONDS = 0.5

@@ -13,11 +13,6 @@ from deploy.run_folder import RunFolder
 from replay_server.credentials import Credentials, CredentialsError, SecuritySettings
 from zero.config import ConfigError, ExperimentConfig
 
-DEFAULT_REPLAY_PORT = 8470
-"""Where a replay server started by hand answers, unless told otherwise."""
-DEFAULT_METRICS_PORT = 9470
-"""Where Prometheus finds a run by deploy/prometheus/prometheus.yml."""
-
 
 class Role(StrEnum):
     """What a process can be."""

@@ -13,9 +13,9 @@ from deploy.cli import app, main, program_as_typed
 from deploy.experiment_files import load_experiment
 from deploy.figures import RunFigures
 from deploy.launch import closing_lines
-from deploy.roles import DEFAULT_METRICS_PORT
 from deploy.run_folder import RunFolder, locked, open_or_create_run_folder
 from learner.checkpoint import Checkpoint, CheckpointStore
+from replay_server.ports import DEFAULT_METRICS_PORT
 from zero.config import parse_config
 from zero.games.registry import make_game
 from zero.networks.residual import make_network

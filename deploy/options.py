@@ -1,0 +1,52 @@
+"""Options that several commands of the command line share; the server's own are in replay_server/command.py."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from replay_server.command import absolute
+from replay_server.ports import DEFAULT_ADDRESS
+
+
+def _host_and_port(value: str) -> str:
+    host, _, port = value.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+        raise typer.BadParameter(f"write it as host:port, for example {DEFAULT_ADDRESS}, got {value!r}")
+    return value
+
+
+ReplayAddress = Annotated[
+    str,
+    typer.Option(
+        envvar="ZERO_REPLAY_ADDRESS",
+        callback=_host_and_port,
+        metavar="HOST:PORT",
+        help="Where the replay server answers.",
+    ),
+]
+TlsCa = Annotated[
+    Path | None,
+    typer.Option(
+        envvar="ZERO_REPLAY_TLS_CA",
+        callback=absolute,
+        metavar="FILE",
+        help="PEM certificates that the replay server's is checked against; turns TLS on.",
+    ),
+]
+ClientTokenFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--token-file",
+        envvar="ZERO_REPLAY_TOKEN_FILE",
+        callback=absolute,
+        metavar="FILE",
+        help="Token for the replay server, on the first line.",
+    ),
+]
+PlaintextToken = Annotated[
+    bool,
+    typer.Option(
+        "--insecure", envvar="ZERO_REPLAY_INSECURE", help="Send the token to other machines without TLS, too."
+    ),
+]
