@@ -6,6 +6,7 @@ https://download.pytorch.org/whl/cpu for a torch without CUDA. A peer that canno
 """
 
 import argparse
+import contextlib
 import itertools
 import json
 import os
@@ -53,11 +54,17 @@ class Process:
             env={**os.environ, **ALLOCATOR},
         )
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether it was killed for not answering, or ended by itself."""
+        return self._process.poll() is not None
+
     def tell(self, line: str) -> None:
-        """Send one line."""
+        """Send one line; whether it arrived shows when the answer is heard."""
         assert self._process.stdin is not None
-        self._process.stdin.write(f"{line}\n".encode())
-        self._process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write(f"{line}\n".encode())
+            self._process.stdin.flush()
 
     def hear(self, seconds: float = PATIENCE_SECONDS) -> dict[str, object]:
         """The next answer.
@@ -68,6 +75,7 @@ class Process:
         assert self._process.stdout is not None
         if not select.select([self._process.stdout], [], [], seconds)[0]:
             self._process.kill()
+            self._process.wait()
             raise SideError(f"no answer within {seconds:.0f} s")
         line = self._process.stdout.readline()
         if not line:
@@ -86,7 +94,8 @@ class Process:
     def close(self) -> None:
         """End it by ending its stdin."""
         assert self._process.stdin is not None
-        self._process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
         try:
             self._process.wait(30)
         except subprocess.TimeoutExpired:
@@ -115,7 +124,7 @@ class Side:
 
     def client(self, number: int) -> Process:
         """A client process."""
-        if number not in self.clients:
+        if number not in self.clients or self.clients[number].has_ended:
             process = self.clients[number] = self._start()
             versions = process.hear()["versions"]
             assert isinstance(versions, Mapping)
@@ -157,14 +166,28 @@ class Side:
 
     def _together(self, requests: Mapping[int, Sequence[Request]]) -> dict[int, list[Figures]]:
         """By the client's number."""
+        ready: dict[int, Process] = {}
+        failures: list[SideError] = []
         processes = {number: self.client(number) for number in requests}
         for number, process in processes.items():
             process.tell(json.dumps([asdict(request) for request in requests[number]]))
-        for process in processes.values():
-            process.hear()
-        for process in processes.values():
+        for number, process in processes.items():
+            try:
+                process.hear()
+                ready[number] = process
+            except SideError as error:
+                failures.append(error)
+        for process in ready.values():
             process.tell("")
-        return {number: process.figures() for number, process in processes.items()}
+        figures: dict[int, list[Figures]] = {}
+        for number, process in ready.items():
+            try:
+                figures[number] = process.figures()
+            except SideError as error:
+                failures.append(error)
+        if failures:  # only now: every process has answered and takes the next request
+            raise failures[0]
+        return figures
 
 
 @dataclass(frozen=True)
@@ -285,6 +308,8 @@ def started(interpreters: Mapping[str, Path], workload: str, log: IO[str]) -> It
             try:
                 sides[name].client(0)
             except SideError as error:
+                if name == "ours":
+                    raise SystemExit(f"our side does not start: {error}; see {log.name}") from error
                 print(f"{name} is left out: it does not start: {error}; see {log.name}")
                 del sides[name]
         yield sides
@@ -324,6 +349,7 @@ def parse_options() -> argparse.Namespace:
 
 def main() -> None:
     options = parse_options()
+    options.cache.mkdir(parents=True, exist_ok=True)
     interpreters = pythons(options.peers, options.cache)
     print(
         f"seed {SEED}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, Python {platform.python_version()}, "

@@ -35,7 +35,7 @@ from workloads import (
 from replay_server.client import ReplayClient
 from replay_server.server import ReplayServerSettings, run_replay_server
 from zero.tables import Durability, TableConfig
-from zero.trajectories import ColumnSpec, PriorityUpdates, Trajectory
+from zero.trajectories import ColumnSpec, PriorityUpdates, SampleSpec, Trajectory
 
 LARGE = 100_000
 """Trajectories that the table of the restart can hold."""
@@ -69,11 +69,11 @@ def windows(request: Request) -> dict[str, int]:
     return {column.name: WINDOW for column in WORKLOADS[request.workload]}
 
 
-def games(request: Request) -> Callable[[], list[Trajectory]]:
-    """What gives the next DISTINCT trajectories, under ever new ids."""
+def games(request: Request, size: int = DISTINCT) -> Callable[[], list[Trajectory]]:
+    """What gives the next `size` trajectories, under ever new ids."""
     prefix, numbers = uuid.uuid4().hex, itertools.count()
     trajectories = [
-        Trajectory("", "bench", 1, 0, True, False, columns) for columns in random_trajectories(request.workload)
+        Trajectory("", "bench", 1, 0, True, False, columns) for columns in random_trajectories(request.workload)[:size]
     ]
     return lambda: [replace(trajectory, trajectory_id=f"{prefix}-{next(numbers)}") for trajectory in trajectories]
 
@@ -86,9 +86,35 @@ def insert(client: ReplayClient, table: str, request: Request) -> Iterator[Work]
 
 
 @contextmanager
+def insert_one(client: ReplayClient, table: str, request: Request) -> Iterator[Work]:
+    """One call of a single trajectory per step, as an actor sends a game when it is over."""
+    following = games(request, 1)
+    yield Work(lambda: client.insert(table, following()).stored)
+
+
+@contextmanager
+def insert_stream(client: ReplayClient, table: str, request: Request) -> Iterator[Work]:
+    """A message of DISTINCT trajectories per step; what is in flight at the end is waited for."""
+    following = games(request)
+    with client.insert_stream(table) as stream:
+
+        def step() -> int:
+            stream.insert(following())
+            return DISTINCT
+
+        yield Work(step, stream.flush)
+
+
+@contextmanager
 def sample(client: ReplayClient, table: str, request: Request) -> Iterator[Work]:
     wanted = windows(request)
     yield Work(lambda: len(client.sample(table, BATCH, wanted).keys))
+
+
+@contextmanager
+def sample_stream(client: ReplayClient, table: str, request: Request) -> Iterator[Work]:
+    with client.sample_stream(table, SampleSpec(BATCH, windows(request))) as batches:
+        yield Work(lambda: len(next(batches).keys))
 
 
 @contextmanager
@@ -107,10 +133,26 @@ def loop(client: ReplayClient, table: str, request: Request) -> Iterator[Work]:
 
 
 @contextmanager
+def loop_stream(client: ReplayClient, table: str, request: Request) -> Iterator[Work]:
+    """The same with two batches drawn ahead."""
+    with client.sample_stream(table, SampleSpec(BATCH, windows(request))) as batches:
+
+        def step() -> int:
+            batch = next(batches)
+            batches.update_priorities(batch.keys, learn(batch.columns["reward"], batch.columns["value"]))
+            return len(batch.keys)
+
+        yield Work(step)
+
+
+@contextmanager
 def update(client: ReplayClient, table: str, request: Request) -> Iterator[Work]:
     rounds = itertools.cycle([client.sample(table, BATCH, {"value": 1}).keys for _ in range(8)])
     priorities = np.full(BATCH, 0.5, np.float32)
     yield Work(lambda: client.update_priorities(table, PriorityUpdates(next(rounds), priorities)).updated)
+
+
+MEASURES = (insert, insert_one, insert_stream, sample, sample_stream, loop, loop_stream, update)
 
 
 def openers() -> dict[str, Opener]:
@@ -134,7 +176,7 @@ def openers() -> dict[str, Opener]:
 
         return opened
 
-    return {work.__name__: opener(work) for work in (insert, sample, loop, update)}
+    return {work.__name__: opener(work) for work in MEASURES}
 
 
 @contextmanager

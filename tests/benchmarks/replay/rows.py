@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 UNITS = {
     "insert": "trajectories/s",
+    "insert_one": "trajectories/s",
     "insert_stream": "trajectories/s",
     "sample": "sequences/s",
     "sample_stream": "sequences/s",
@@ -80,9 +81,12 @@ ROWS = (
         "insert",
         "insert so that every window can be sampled, one writer",
         (
+            one("ours", "durable, stream, 16 per message", "insert_stream", "redis"),
+            one("ours", f"memory, stream, 16 per message {MEMORY_ONLY}", "insert_stream", "memory"),
             one("ours", "durable, 16 per call", "insert", "redis"),
             one("ours", f"memory, 16 per call {MEMORY_ONLY}", "insert", "memory"),
-            one("ours", "durable, 16 per call, 4 calls in flight", "insert", "redis", 4),
+            one("ours", "durable, 1 per call", "insert_one", "redis"),
+            one("ours", f"memory, 1 per call {MEMORY_ONLY}", "insert_one", "memory"),
             one("reverb", f"TrajectoryWriter {MEMORY_ONLY}", "insert", "default"),
             one("reverb", f"StructuredWriter {MEMORY_ONLY}", "insert", "structured"),
             one("reverb", f"StructuredWriter, one packed column {MEMORY_ONLY}", "insert", "packed-structured"),
@@ -95,8 +99,8 @@ ROWS = (
         "sample",
         "sample windows, one learner",
         (
+            one("ours", "stream, 2 batches ahead", "sample_stream", "redis"),
             one("ours", "one call after the other", "sample", "redis"),
-            one("ours", "2 calls in flight", "sample", "redis", 2),
             one("reverb", f"TrajectoryDataset {MEMORY_ONLY}", "sample", "default"),
             one("reverb", f"chunks of the window, 2 workers {MEMORY_ONLY}", "sample", "chunked"),
             one("reverb", f"the same, one packed column {MEMORY_ONLY}", "sample", "packed"),
@@ -109,8 +113,8 @@ ROWS = (
         "loop",
         "sample, learn, update, one learner",
         (
+            one("ours", "stream, 2 batches ahead", "loop_stream", "redis"),
             one("ours", "one call after the other", "loop", "redis"),
-            one("ours", "2 calls in flight", "loop", "redis", 2),
             one("reverb", f"TrajectoryDataset {MEMORY_ONLY}", "loop", "default"),
             one("reverb", f"chunks of the window, 2 workers {MEMORY_ONLY}", "loop", "chunked"),
             one("reverb", f"the same, one packed column {MEMORY_ONLY}", "loop", "packed"),
@@ -133,8 +137,14 @@ ROWS = (
         "both",
         "insert and sample at once, one writer and one learner, both flat out",
         (
-            pair("ours", "durable", Part("sample", "redis", threads=2), Part("insert", "redis", 1)),
-            pair("ours", f"memory {MEMORY_ONLY}", Part("sample", "memory", threads=2), Part("insert", "memory", 1)),
+            pair("ours", "durable, streams", Part("sample_stream", "redis"), Part("insert_stream", "redis", 1)),
+            pair(
+                "ours",
+                f"memory, streams {MEMORY_ONLY}",
+                Part("sample_stream", "memory"),
+                Part("insert_stream", "memory", 1),
+            ),
+            pair("ours", "durable, 16 per call", Part("sample", "redis"), Part("insert", "redis", 1)),
             pair("reverb", f"default {MEMORY_ONLY}", Part("sample", "default"), Part("insert", "default", 1)),
             pair("reverb", f"packed {MEMORY_ONLY}", Part("sample", "packed"), Part("insert", "packed", 1)),
             pair(
@@ -152,8 +162,14 @@ ROWS = (
         (
             pair(
                 "ours",
-                "durable, 2,000/s offered",
-                Part("sample", "redis", threads=2),
+                "durable, streams, 2,000/s offered",
+                Part("sample_stream", "redis"),
+                Part("insert_stream", "redis", 1, pace=2000.0),
+            ),
+            pair(
+                "ours",
+                "durable, 16 per call, 2 writers, 2,000/s offered",
+                Part("sample", "redis"),
                 Part("insert", "redis", 1, threads=2, pace=2000.0),
             ),
         ),
@@ -162,8 +178,9 @@ ROWS = (
         "crowd",
         "64 writers and 4 learners at once",
         (
-            crowd("ours", "durable", "sample", "insert", "redis"),
-            crowd("ours", f"memory {MEMORY_ONLY}", "sample", "insert", "memory"),
+            crowd("ours", "durable, 1 per call, learners with streams", "sample_stream", "insert_one", "redis"),
+            crowd("ours", f"memory, the same {MEMORY_ONLY}", "sample_stream", "insert_one", "memory"),
+            crowd("ours", "durable, 1 per call, learners without", "sample", "insert_one", "redis"),
             crowd("reverb", f"default {MEMORY_ONLY}", "sample", "insert", "default"),
         ),
     ),
@@ -175,8 +192,8 @@ ROWS = (
                 "ours",
                 label,
                 (
-                    *(Part("sample", "redis", process=i, server=i * apart) for i in (0, 1)),
-                    *(Part("insert", "redis", process=2 + i, server=i * apart) for i in (0, 1)),
+                    *(Part("sample_stream", "redis", process=i, server=i * apart) for i in (0, 1)),
+                    *(Part("insert_stream", "redis", process=2 + i, server=i * apart) for i in (0, 1)),
                 ),
             )
             for apart, label in ((0, "one server"), (1, "two servers in two processes"))
