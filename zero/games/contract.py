@@ -1,6 +1,7 @@
 """The contract of a game as a test that anyone can run on theirs: `check_game(MyGame())`."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -29,13 +30,14 @@ def check_game(game: Game, num_games: int = 16, seed: int = 0, max_moves: int = 
     """
     rng = np.random.default_rng(seed)
     _check_description(game)
-    states = _check_initial(game, rng, num_games)
+    states = start = _check_initial(game, rng, num_games)
     _check_position(game, states[:0])
     for _ in range(max_moves):
         legal = _check_position(game, states)
         if not legal.any():
             break
         states = _check_step(game, rng, states, legal)
+    _check_random_returns(game, rng, np.concatenate([start, states]), max_moves)
 
 
 def _require(holds: bool | np.bool_, broken: str) -> None:
@@ -118,6 +120,15 @@ def _check_observations(game: Game, states: States, legal: NDArray[np.bool_]) ->
     encoded = _call("encode", game.encode, observations)
     _require_array("encode", encoded, np.float32, (size, game.encoded_size))
     _require(np.isfinite(encoded).all(), "encode gives a number that is not finite")
+
+
+def _check_random_returns(game: Game, rng: np.random.Generator, states: States, max_moves: int) -> None:
+    size = states.shape[0]
+    seeds = rng.integers(0, 2**64, size, dtype=np.uint64)
+    returns = _call("random_returns", partial(game.random_returns, max_moves=max_moves), states, seeds)
+    _require_array("random_returns", returns, np.float32, (size,))
+    _require(np.isfinite(returns).all(), "random_returns gives a number that is not finite")
+    _require(not returns[game.terminated(states)].any(), "random_returns gives a return from a finished position")
 
 
 def _check_step(game: Game, rng: np.random.Generator, states: States, legal: NDArray[np.bool_]) -> States:

@@ -8,6 +8,7 @@ from xml.sax.saxutils import escape
 import numpy as np
 from numpy.typing import NDArray
 
+from zero.games.random_play import random_legal_actions, row_uniforms
 from zero.trajectories import ColumnSpec
 
 States = NDArray[np.uint64]
@@ -155,3 +156,30 @@ class Game(ABC):
             applied.terminated | resolved.terminated,
             resolved.chance_pending,
         )
+
+    def random_returns(self, states: States, seeds: NDArray[np.uint64], max_moves: int) -> NDArray[np.float32]:
+        """Undiscounted returns [B] of one game each of uniformly random legal moves, to the player to move.
+
+        A game may compile this; what each row gives must have the same distribution as here.
+
+        Args:
+            states: positions where no chance is pending.
+            seeds: uint64 [B]; a row's moves and its chance follow from its seed alone.
+            max_moves: games end here at the latest, with the return they have.
+        """
+        returns = np.zeros(len(states), np.float32)
+        player, rows = self.to_play(states), np.arange(len(states))
+        numbers_per_move = 1 + self.chance_size
+        for move in range(max_moves):
+            uniforms = row_uniforms(seeds[rows], move * numbers_per_move, numbers_per_move)
+            actions = random_legal_actions(self.legal_action_mask(states), uniforms[:, 0].copy())
+            playing = actions >= 0
+            if not playing.all():
+                rows, states, actions, uniforms = rows[playing], states[playing], actions[playing], uniforms[playing]
+            if not len(rows):
+                break
+            own = self.to_play(states) == player[rows]
+            transition = self.step(states, actions, self.chance_from_uniforms(uniforms[:, 1:].copy()))
+            returns[rows] += np.where(own, transition.rewards, -transition.rewards)
+            states = transition.states
+        return returns

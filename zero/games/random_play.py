@@ -4,6 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zero.jit import njit
+from zero.search.randomness import uniform
 
 
 @njit
@@ -30,3 +31,13 @@ def random_legal_actions(mask: NDArray[np.bool_], uniforms: NDArray[np.float64])
                     break
                 left -= 1
     return actions
+
+
+@njit
+def row_uniforms(seeds: NDArray[np.uint64], first: int, count: int) -> NDArray[np.float64]:
+    """Numbers `first` to `first + count` of the stream of each seed, [B, count], strictly between 0 and 1."""
+    numbers = np.empty((seeds.shape[0], count))
+    for row in range(seeds.shape[0]):
+        for column in range(count):
+            numbers[row, column] = uniform(seeds[row], first + column)
+    return numbers

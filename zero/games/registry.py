@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
+from zero.games.connect_four import ConnectFour
 from zero.games.game import Game, GameError
 from zero.games.options import GameOptions, parse_options
 from zero.games.tic_tac_toe import TicTacToe
@@ -62,4 +63,13 @@ def _make_tic_tac_toe(options: Mapping[str, Any]) -> Game:
     return TicTacToe()
 
 
-_BUILT_IN: Mapping[str, GameFactory] = {Triangle.name: _make_triangle, TicTacToe.name: _make_tic_tac_toe}
+def _make_connect_four(options: Mapping[str, Any]) -> Game:
+    parse_options(ConnectFour.name, GameOptions, options)
+    return ConnectFour()
+
+
+_BUILT_IN: Mapping[str, GameFactory] = {
+    Triangle.name: _make_triangle,
+    TicTacToe.name: _make_tic_tac_toe,
+    ConnectFour.name: _make_connect_four,
+}

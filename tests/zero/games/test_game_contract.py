@@ -5,6 +5,7 @@ from functools import partial
 import numpy as np
 import pytest
 
+from zero.games.connect_four import ConnectFour
 from zero.games.contract import ContractError, check_game
 from zero.games.game import Transition
 from zero.games.registry import make_game
@@ -20,6 +21,7 @@ from zero.trajectories import ColumnSpec
         ("triangle", {"rows": 4, "cols": 9, "playable_ranges": [[1, 8], [0, 9], [0, 9], [1, 8]], "num_slots": 2}),
         ("triangle", {"illegal_action_mode": "ignore", "penalty_on_natural_end": -10.0, "num_slots": 1}),
         ("tic_tac_toe", {}),
+        ("connect_four", {}),
     ],
 )
 def test_built_in_games_keep_the_contract(name: str, options: dict):
@@ -93,6 +95,24 @@ BROKEN = (
     (Triangle, "search_action_mask", keep_first_after_odd_moves, "decode changes the search_action_mask"),
     (Triangle, "stats", lambda f, s: {"pieces": f(s)["pieces_placed"][:1]}, "must have shape"),
     (Triangle, "initial", lambda f, o: f(np.sort(o, axis=0)), "initial of a row depends"),
+    (
+        ConnectFour,
+        "random_returns",
+        lambda f, s, r, max_moves: f(s, r[::-1].copy(), max_moves),
+        "random_returns of a row depends",
+    ),
+    (
+        ConnectFour,
+        "random_returns",
+        lambda f, s, r, max_moves: f(s, r, max_moves).astype(np.float64),
+        "random_returns must be float32",
+    ),
+    (
+        ConnectFour,
+        "random_returns",
+        lambda f, s, r, max_moves: f(s, r, max_moves) + np.float32(1),
+        "from a finished position",
+    ),
 )
 
 

@@ -5,6 +5,7 @@ from importlib.metadata import EntryPoint, EntryPoints
 import pytest
 
 from zero.games import registry
+from zero.games.connect_four import ConnectFour
 from zero.games.game import GameError
 from zero.games.registry import game_names, make_game
 from zero.games.tic_tac_toe import TicTacToe
@@ -12,9 +13,10 @@ from zero.games.triangle import Triangle
 
 
 def test_built_in_games():
-    """Both are known by name and take their options."""
-    assert {"triangle", "tic_tac_toe"} <= set(game_names())
+    """All are known by name and take their options."""
+    assert {"triangle", "tic_tac_toe", "connect_four"} <= set(game_names())
     assert isinstance(make_game("tic_tac_toe", {}), TicTacToe)
+    assert isinstance(make_game("connect_four", {}), ConnectFour)
     game = make_game("triangle", {"num_slots": 2, "reward_alive": 1.0})
     assert isinstance(game, Triangle)
     assert (game.chance_size, game.options.reward_alive) == (2, 1.0)
@@ -23,7 +25,7 @@ def test_built_in_games():
 @pytest.mark.parametrize(
     ("name", "options", "text"),
     [
-        ("chess", {}, "unknown game 'chess'; known: tic_tac_toe, triangle"),
+        ("chess", {}, "unknown game 'chess'; known: connect_four, tic_tac_toe, triangle"),
         ("tic_tac_toe", {"rows": 3}, "game 'tic_tac_toe' has no option 'rows'; allowed: none"),
     ],
 )
@@ -50,7 +52,7 @@ def test_other_packages_plug_in_games(monkeypatch: pytest.MonkeyPatch):
         ]
     )
     monkeypatch.setattr(registry, "entry_points", lambda group: points.select(group=group))
-    assert game_names() == ("gone", "less", "ours", "tic_tac_toe", "triangle")
+    assert game_names() == ("connect_four", "gone", "less", "ours", "tic_tac_toe", "triangle")
     monkeypatch.setitem(__import__("sys").modules, __name__, __import__("types").SimpleNamespace(plugged_in=plugged_in))
     assert isinstance(make_game("ours", {"size": 3}), TicTacToe)
     for name, text in (("ours", "returned a NoneType"), ("gone", "no_such_package"), ("less", "no_such_name")):
