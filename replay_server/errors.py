@@ -29,18 +29,31 @@ STATUS_CODES = {
 """The table of replay.proto."""
 
 
+_RETRY_AFTER_SECONDS = {
+    Reason.TOO_BUSY: 0.1,
+    Reason.RATE_LIMITED: 0.001,  # it has waited here already
+    Reason.STORE_UNAVAILABLE: 0.25,
+    Reason.RECOVERING: 0.5,
+}
+
+
 class Refusal(Exception):  # noqa: N818 -- the call is refused, the server is well
     """A call that gets an error instead of an answer.
 
     Attributes:
         reason: the stable reason.
         message: one line for a person.
+        retry_after_seconds: when to try again; 0 if that does not help.
     """
 
-    def __init__(self, reason: Reason, message: str) -> None:
+    def __init__(self, reason: Reason, message: str, retry_after_seconds: float | None = None) -> None:
+        """By default the reason says when to try again."""
         super().__init__(message)
         self.reason = reason
         self.message = message
+        if retry_after_seconds is None:
+            retry_after_seconds = _RETRY_AFTER_SECONDS.get(reason, 0.0)
+        self.retry_after_seconds = retry_after_seconds
 
 
 class ReplayServerError(Exception):

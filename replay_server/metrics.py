@@ -1,7 +1,7 @@
 """What the server measures: its own registry, every series there from the start, no label that grows with the run."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -11,21 +11,36 @@ from prometheus_client.registry import Collector
 
 from zero.wire.codec import Reason
 
+REMOVAL_CAUSES = ("evicted", "deleted", "used_up")
+"""Why trajectories are removed: for newer ones, by a call, or because all their items were drawn often enough."""
+INSERT_RESULTS = ("stored", "duplicate", "refused")
+"""What becomes of inserts: something was new, nothing was, nothing was stored."""
+
+_AGE_BUCKETS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0, 10000.0, 30000.0, 100000.0)
+_VERSION_BUCKETS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0)
 _BUCKETS = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1.0, 2.0, 5.0, 10.0, 30.0)
 
 
-class TableSize(NamedTuple):
-    """How much a table holds.
+class TableState(NamedTuple):
+    """What a table holds, and who waits for it.
 
     Attributes:
         table: its name.
         steps: stored.
         trajectories: stored.
+        items: stored.
+        memory_bytes: of it when it is full.
+        waiting_inserts: held by its rate limiter.
+        waiting_samples: held by its rate limiter.
     """
 
     table: str
     steps: int
     trajectories: int
+    items: int
+    memory_bytes: int
+    waiting_inserts: int
+    waiting_samples: int
 
 
 @dataclass(frozen=True)
@@ -33,14 +48,18 @@ class Levels:
     """What is read off at every scrape.
 
     Attributes:
-        tables: their sizes.
+        tables: their states.
         live_processes: by role.
         store_available: whether Redis takes inserts.
+        in_flight_bytes: by direction.
+        max_in_flight_bytes: the most allowed.
     """
 
-    tables: Iterable[TableSize]
+    tables: Iterable[TableState]
     live_processes: Iterable[tuple[str, int]]
     store_available: bool
+    in_flight_bytes: Iterable[tuple[str, int]]
+    max_in_flight_bytes: int
 
 
 @dataclass(frozen=True)
@@ -51,9 +70,14 @@ class TableMetrics:
     inserted_trajectories: Counter
     duplicates: Counter
     evicted_steps: Counter
+    removed: Mapping[str, Counter]
     sampled_positions: Counter
     insert_wait: Callable[[float], None]
     sample_wait: Callable[[float], None]
+    priorities_updated: Counter
+    priorities_gone: Counter
+    columns_updated: Counter
+    columns_gone: Counter
 
 
 class ServerMetrics:
@@ -62,8 +86,12 @@ class ServerMetrics:
     Attributes:
         registry: holds them and nothing else.
         rejected: refused calls by reason.
-        insert_seconds: of a whole Insert call.
-        sample_seconds: of a whole Sample call.
+        inserts: calls and requests on streams, by result.
+        insert_seconds: of a whole insert.
+        acknowledge_seconds: of an insert, from its being let in on.
+        sample_seconds: of a whole sample.
+        sample_age_seconds: mean age of the drawn steps of a batch.
+        sample_versions_behind: mean number of weights versions that the drawn steps of a batch are behind.
         redis_commit_seconds: of one group commit.
         weights_version: the newest.
         weights_published_timestamp: when it was published.
@@ -81,8 +109,22 @@ class ServerMetrics:
         self.rejected = self._counter("rejected_requests", "Calls refused, by reason.", "reason")
         for reason in Reason:
             self.rejected.labels(reason.value)
-        self.insert_seconds = self._histogram("insert_seconds", "Insert calls from arrival to acknowledgement.")
-        self.sample_seconds = self._histogram("sample_seconds", "Sample calls from arrival to answer.")
+        self.inserts = self._counter("inserts", "Inserts by result: calls, and requests on streams.", "result")
+        for result in INSERT_RESULTS:
+            self.inserts.labels(result)
+        self.insert_seconds = self._histogram("insert_seconds", "Inserts from arrival to acknowledgement.")
+        self.acknowledge_seconds = self._histogram(
+            "acknowledge_seconds", "Inserts into Redis from their being let in by the rate limiter to acknowledgement."
+        )
+        self.sample_seconds = self._histogram("sample_seconds", "Samples from arrival to answer.")
+        self.sample_age_seconds = self._histogram(
+            "sample_age_seconds", "Batches by the mean age of their steps since these were stored.", _AGE_BUCKETS
+        )
+        self.sample_versions_behind = self._histogram(
+            "sample_versions_behind",
+            "Batches by the mean number of weights versions that their steps are behind the newest.",
+            _VERSION_BUCKETS,
+        )
         self.redis_commit_seconds = self._histogram("redis_commit_seconds", "One round trip that commits inserts.")
         self.weights_version = self._gauge("weights_version", "Version of the newest weights.")
         self.weights_published_timestamp = self._gauge(
@@ -101,15 +143,7 @@ class ServerMetrics:
         for kind in ("certificate", "tokens"):
             self.stale_credentials.labels(kind)
         self._redis_info = self._gauge("redis_info", "How soon Redis flushes what it acknowledges.", "appendfsync")
-        self._inserted_steps = self._counter("inserted_steps", "Steps stored.", "table")
-        self._inserted_trajectories = self._counter("inserted_trajectories", "Trajectories stored.", "table")
-        self._duplicates = self._counter(
-            "duplicate_trajectories", "Trajectories acknowledged and not stored again.", "table"
-        )
-        self._evicted_steps = self._counter("evicted_steps", "Steps that made room for newer ones.", "table")
-        self._sampled = self._counter("sampled_positions", "Positions drawn and delivered.", "table")
-        self._insert_wait = self._counter("insert_wait_seconds", "Time inserts were held by the rate limiter.", "table")
-        self._sample_wait = self._counter("sample_wait_seconds", "Time samples were held by the rate limiter.", "table")
+        self._tables = _TableCounters(self.registry)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"zero_replay_{name}", text, labels, registry=self.registry)
@@ -117,8 +151,8 @@ class ServerMetrics:
     def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
         return Gauge(f"zero_replay_{name}", text, labels, registry=self.registry)
 
-    def _histogram(self, name: str, text: str) -> Histogram:
-        return Histogram(f"zero_replay_{name}", text, buckets=_BUCKETS, registry=self.registry)
+    def _histogram(self, name: str, text: str, buckets: Sequence[float] = _BUCKETS) -> Histogram:
+        return Histogram(f"zero_replay_{name}", text, buckets=buckets, registry=self.registry)
 
     def set_appendfsync(self, policy: str) -> None:
         """Show the policy that Redis follows."""
@@ -132,15 +166,67 @@ class ServerMetrics:
 
     def of_table(self, table: str) -> TableMetrics:
         """The counters of a table, at 0 when first asked for."""
+        return self._tables.of(table)
+
+    def forget_table(self, table: str) -> None:
+        """Show nothing more of a table that was deleted."""
+        self._tables.forget(table)
+
+
+class _TableCounters:
+    """The counters of all tables."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"zero_replay_{name}", text, ("table", *labels), registry=registry)
+
+        self._inserted_steps = counter("inserted_steps", "Steps stored.")
+        self._inserted_trajectories = counter("inserted_trajectories", "Trajectories stored.")
+        self._duplicates = counter("duplicate_trajectories", "Trajectories acknowledged and not stored again.")
+        self._evicted_steps = counter("evicted_steps", "Steps that made room for newer ones.")
+        self._removed = counter("removed_trajectories", "Trajectories removed, by cause.", "cause")
+        self._sampled = counter("sampled_positions", "Positions drawn and delivered.")
+        self._insert_wait = counter("insert_wait_seconds", "Time inserts were held by the rate limiter.")
+        self._sample_wait = counter("sample_wait_seconds", "Time samples were held by the rate limiter.")
+        self._priorities = counter(
+            "priority_updates", "Priorities that came, by whether the position was still stored.", "result"
+        )
+        self._columns = counter(
+            "column_updates", "Steps for which new values came, by whether they were still stored.", "result"
+        )
+
+    def of(self, table: str) -> TableMetrics:
         return TableMetrics(
             inserted_steps=self._inserted_steps.labels(table),
             inserted_trajectories=self._inserted_trajectories.labels(table),
             duplicates=self._duplicates.labels(table),
             evicted_steps=self._evicted_steps.labels(table),
+            removed={cause: self._removed.labels(table, cause) for cause in REMOVAL_CAUSES},
             sampled_positions=self._sampled.labels(table),
             insert_wait=self._insert_wait.labels(table).inc,
             sample_wait=self._sample_wait.labels(table).inc,
+            priorities_updated=self._priorities.labels(table, "updated"),
+            priorities_gone=self._priorities.labels(table, "gone"),
+            columns_updated=self._columns.labels(table, "updated"),
+            columns_gone=self._columns.labels(table, "gone"),
         )
+
+    def forget(self, table: str) -> None:
+        for counter in (
+            self._inserted_steps,
+            self._inserted_trajectories,
+            self._duplicates,
+            self._evicted_steps,
+            self._sampled,
+            self._insert_wait,
+            self._sample_wait,
+        ):
+            counter.remove(table)
+        for cause in REMOVAL_CAUSES:
+            self._removed.remove(table, cause)
+        for result in ("updated", "gone"):
+            self._priorities.remove(table, result)
+            self._columns.remove(table, result)
 
 
 class _LevelCollector(Collector):
@@ -152,17 +238,46 @@ class _LevelCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         """See Collector."""
         levels = self._read_levels()
-        steps = GaugeMetricFamily("zero_replay_steps", "Steps stored now.", labels=["table"])
-        trajectories = GaugeMetricFamily("zero_replay_trajectories", "Trajectories stored now.", labels=["table"])
-        for size in levels.tables:
-            steps.add_metric([size.table], size.steps)
-            trajectories.add_metric([size.table], size.trajectories)
-        processes = GaugeMetricFamily(
-            "zero_replay_live_processes", "Processes that registered lately.", labels=["role"]
+        by_table = [
+            GaugeMetricFamily(f"zero_replay_{name}", text, labels=["table"]) for name, text in _TABLE_LEVELS.items()
+        ]
+        waiting = GaugeMetricFamily(
+            "zero_replay_waiting_calls", "Calls held by the rate limiter now.", labels=["table", "kind"]
         )
-        for role, number in levels.live_processes:
-            processes.add_metric([role], number)
+        for state in levels.tables:
+            values = (state.steps, state.trajectories, state.items, state.memory_bytes)
+            for family, value in zip(by_table, values, strict=True):
+                family.add_metric([state.table], value)
+            waiting.add_metric([state.table, "insert"], state.waiting_inserts)
+            waiting.add_metric([state.table, "sample"], state.waiting_samples)
+        processes = _family("live_processes", "Processes that registered lately.", "role", levels.live_processes)
+        in_flight = _family(
+            "in_flight_bytes",
+            "Bytes of requests being handled and answers being sent.",
+            "direction",
+            levels.in_flight_bytes,
+        )
+        allowed = GaugeMetricFamily(
+            "zero_replay_max_in_flight_bytes",
+            "The most bytes in flight, both directions together; three quarters of it for either.",
+            value=levels.max_in_flight_bytes,
+        )
         available = GaugeMetricFamily(
             "zero_replay_store_available", "1 while Redis takes inserts.", value=float(levels.store_available)
         )
-        return iter((steps, trajectories, processes, available))
+        return iter((*by_table, waiting, processes, in_flight, allowed, available))
+
+
+_TABLE_LEVELS = {
+    "steps": "Steps stored now.",
+    "trajectories": "Trajectories stored now.",
+    "items": "Positions that may be drawn now.",
+    "table_memory_bytes": "Bytes that the table takes when it is full; mapped when it was created.",
+}
+
+
+def _family(name: str, text: str, label: str, values: Iterable[tuple[str, int]]) -> GaugeMetricFamily:
+    family = GaugeMetricFamily(f"zero_replay_{name}", text, labels=[label])
+    for value, number in values:
+        family.add_metric([value], number)
+    return family

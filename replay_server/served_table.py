@@ -1,238 +1,337 @@
-"""A table as calls meet it: exactly once, rate limited, through the log, counted."""
+"""A table as calls meet it: held by the rate limiter, counted, deleted from, and saying why calls wait."""
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
-from replay_server.block import Block, decode_block
+import numpy as np
+from numpy.typing import NDArray
+
+from replay_server.block import Block
 from replay_server.errors import Refusal
 from replay_server.group_commit import GroupCommit
-from replay_server.metrics import TableMetrics
-from replay_server.rate_limiter import RateLimiter, WaitingLine
-from replay_server.table import Stored, Table
-from zero.tables import Durability
-from zero.trajectories import PriorityUpdates, SequenceBatch
-from zero.wire import replay_pb2
+from replay_server.limits import InFlight
+from replay_server.metrics import TableMetrics, TableState
+from replay_server.rate_limiter import LimiterCounts, RateLimiter, WaitingLine
+from replay_server.table import Drawn, Table
+from zero.tables import Durability, RateLimiterConfig
+from zero.trajectories import PriorityUpdates, SampleSpec, TrajectoryFilter
 from zero.wire.codec import Reason
-
-
-class _Pending(NamedTuple):
-    """A trajectory on its way into the log."""
-
-    digest: bytes
-    done: "asyncio.Future[None]"
-
-
-class Inserted(NamedTuple):
-    """What became of an insert, in trajectories."""
-
-    stored: int
-    duplicates: int
 
 
 class ServedTable:
     """All calls on one table; to be used in one event loop, which needs no lock then.
 
+    An insert: `settled`, `table.check_new`, `pass_insert`, then `store` or, in a logged table, `expect` and a commit
+    that ends in `stored` or `abandoned`. A sample: `check_sample`, `pass_sample`, then `draw` or `give_back_sample`.
+
     Attributes:
         table: the table in memory.
+        logged: whether it goes through the log.
+        limiter: its rate limiter.
     """
 
-    def __init__(self, table: Table, commit: GroupCommit, metrics: TableMetrics, max_bytes: int) -> None:
-        """max_bytes bounds a batch and what an insert takes when unpacked."""
+    def __init__(
+        self,
+        table: Table,
+        commit: GroupCommit,
+        metrics: TableMetrics,
+        rate_limiter: RateLimiterConfig | None = None,
+        counts: LimiterCounts | None = None,
+    ) -> None:
+        """With limits other than those of the config, and counts of an earlier life, if given."""
         self.table = table
+        self.logged = table.config.durability is not Durability.MEMORY
         self._commit = commit
         self._metrics = metrics
-        self._max_bytes = max_bytes
-        self._limiter = RateLimiter(table.config.rate_limiter, table.num_steps)
-        self._inserts = WaitingLine(self._limiter.can_insert, self._limiter.admit)
-        self._samples = WaitingLine(self._limiter.can_sample, self._limiter.sample)
-        self._pending: dict[str, _Pending] = {}
-        durable = table.config.durability is Durability.REDIS
-        self._first_position = 0 if durable else table.head  # positions of a durable table count from its creation
+        counts = counts or LimiterCounts(inserted=table.num_items)
+        self.limiter = RateLimiter(rate_limiter or table.config.rate_limiter, counts)
+        self._inserts = WaitingLine(
+            lambda amount: self.limiter.can_insert(amount, self.table.num_items), self.limiter.admit
+        )
+        self._samples = WaitingLine(self._can_sample, self._promise)
+        self._promised = 0  # positions of samples that have passed and not drawn yet
+        self._pending: dict[str, asyncio.Future[Any]] = {}  # by trajectory: done when its insert has come to an end
+        self._expected: dict[int, int] = {}  # items by the identity of a block that is under way
+        self._grown = asyncio.Event()
+        self._closed: Refusal | None = None
+        self._removed_trajectories = table.removed_trajectories
+        self._removed_steps = table.inserted_steps - table.num_steps
 
     @property
-    def inserted_steps(self) -> int:
-        """Steps ever inserted; of a table in memory only, since it was made."""
-        return self.table.head - self._first_position
+    def name(self) -> str:
+        """The table's."""
+        return self.table.config.name
 
-    async def insert(self, request: replay_pb2.InsertRequest, message: bytes, seconds: float) -> Inserted:
-        """Store the trajectories that are new, all or none.
+    # --- inserting ---------------------------------------------------------------------------------------------------
 
-        Args:
-            request: the trajectories.
-            message: its bytes.
-            seconds: how long the rate limiter may hold it.
+    def pending(self, trajectory_ids: Iterable[str]) -> "set[asyncio.Future[Any]]":
+        """The inserts under way of these trajectories: until they are done nobody can say whether they are new."""
+        return {self._pending[one] for one in trajectory_ids if one in self._pending}
+
+    def set_pending(self, trajectory_ids: Iterable[str], done: "asyncio.Future[Any]") -> None:
+        """Inserts of these trajectories are under way until `done`."""
+        for one in trajectory_ids:
+            self._pending[one] = done
+
+    def clear_pending(self, trajectory_ids: Iterable[str]) -> None:
+        """They have come to an end."""
+        for one in trajectory_ids:
+            self._pending.pop(one, None)
+
+    async def pass_insert(self, num_items: int, deadline: float, in_flight: InFlight) -> bool:
+        """Wait until the rate limiter lets items in; whether it had to wait.
 
         Raises:
-            CodecError: a trajectory that this table does not take.
-            Refusal: CONTENT_CONFLICT, BAD_LENGTH, RATE_LIMITED, STORE_UNAVAILABLE.
+            Refusal: BAD_LENGTH, RATE_LIMITED, TOO_BUSY, or what the table was closed with.
         """
-        table = self.table
-        deadline = time.monotonic() + seconds
-        block = decode_block(
-            request.trajectories, table.config.signature, message, table.config.capacity, self._max_bytes
-        )
-        fresh = await self._fresh(block)
-        while fresh:
-            steps = sum(block.records[i].num_steps for i in fresh)
-            self._limiter.check_insert(steps)
-            waited = await self._pass(self._inserts, steps, deadline, self._withdraw, self._metrics.insert_wait)
-            if waited and (now := await self._fresh_after_wait(block, steps)) != fresh:
-                self._withdraw(steps)
-                fresh = now
-                continue
-            await self._store(block if len(fresh) == len(block.records) else self._part(request, fresh), steps)
-            break
-        duplicates = len(block.records) - len(fresh)
-        self._metrics.duplicates.inc(duplicates)
-        return Inserted(len(fresh), duplicates)
+        self.check_open()
+        self.limiter.check_insert(num_items)
+        if self._inserts.try_pass(num_items):
+            return False
+        await self._wait(self._inserts, num_items, deadline, in_flight, self.withdraw)
+        return True
 
-    async def _fresh(self, block: Block) -> list[int]:
-        """Which trajectories are not known, once nothing is under way that could make them known."""
-        while True:
-            fresh, pending = self._compare(block)
-            if not pending:
-                return fresh
-            await asyncio.wait(pending)
-
-    async def _fresh_after_wait(self, block: Block, steps: int) -> list[int]:
-        """The same for a block let in after a wait, in which another call may have brought the same trajectories."""
-        try:
-            return await self._fresh(block)
-        except BaseException:
-            self._withdraw(steps)
-            raise
-
-    def _compare(self, block: Block) -> tuple[list[int], set["asyncio.Future[None]"]]:
-        fresh: dict[str, int] = {}
-        pending: set[asyncio.Future[None]] = set()
-        for i, record in enumerate(block.records):
-            known = self.table.digest_of(record.trajectory_id)
-            under_way = self._pending.get(record.trajectory_id)
-            if known is None and under_way is not None and not under_way.done.done():
-                pending.add(under_way.done)
-                known = under_way.digest
-            if known is None and record.trajectory_id in fresh:
-                known = block.records[fresh[record.trajectory_id]].digest
-            if known is None:
-                fresh[record.trajectory_id] = i
-            elif known != record.digest:
-                raise Refusal(
-                    Reason.CONTENT_CONFLICT, f"trajectory {record.trajectory_id!r} is known with other content"
-                )
-        return list(fresh.values()), pending
-
-    def _part(self, request: replay_pb2.InsertRequest, chosen: Sequence[int]) -> Block:
-        part = replay_pb2.InsertRequest(table=request.table, trajectories=[request.trajectories[i] for i in chosen])
-        config = self.table.config
-        return decode_block(
-            part.trajectories, config.signature, part.SerializeToString(), config.capacity, self._max_bytes
-        )
-
-    async def _store(self, block: Block, steps: int) -> None:
-        """Store a block that the rate limiter has let in."""
-        if self.table.config.durability is Durability.MEMORY:
-            self.apply(block, "")
-            return
-        try:
-            done = self._commit.commit(self, block)
-        except Refusal:
-            self._withdraw(steps)
-            raise
-        for record in block.records:
-            self._pending[record.trajectory_id] = _Pending(record.digest, done)
-        done.add_done_callback(lambda done: self._settled(block, done))
-        # The log may have it even if the caller goes away now.
-        await asyncio.shield(done)
-
-    def _settled(self, block: Block, done: "asyncio.Future[None]") -> None:
-        for record in block.records:
-            if self._pending[record.trajectory_id].done is done:
-                del self._pending[record.trajectory_id]
-        if done.exception() is not None:
-            self._withdraw(block.num_steps)
-
-    def _withdraw(self, steps: int) -> None:
-        self._limiter.withdraw(steps)
+    def withdraw(self, num_items: int) -> None:
+        """Items that were let in do not come."""
+        self.limiter.withdraw(num_items)
         self._inserts.advance()
 
-    def apply(self, block: Block, entry: str) -> list[Stored]:
-        """Store a block that the rate limiter has let in and, in a durable table, the log holds."""
-        size = self.table.num_steps
-        evicted = self.table.append(block, [entry] * len(block.records))
+    def store(self, block: Block, num_items: int) -> None:
+        """Store a block that was let in; of a table without a log."""
+        self.table.store(block, self.table.place(block))
+        self._note_stored(block, num_items)
+
+    def expect(self, block: Block, num_items: int) -> None:
+        """A block that was let in is under way to the log."""
+        self._expected[id(block)] = num_items
+
+    def stored(self, block: Block) -> None:
+        """The log and the table have a block; see group_commit.LoggedTable."""
+        self._note_stored(block, self._expected.pop(id(block)))
+
+    def abandoned(self, block: Block) -> None:
+        """A block was not stored; see group_commit.LoggedTable."""
+        self.withdraw(self._expected.pop(id(block)))
+
+    def _note_stored(self, block: Block, num_items: int) -> None:
         self._metrics.inserted_steps.inc(block.num_steps)
-        self._metrics.inserted_trajectories.inc(len(block.records))
-        self._metrics.evicted_steps.inc(size + block.num_steps - self.table.num_steps)
-        self._limiter.store(block.num_steps)
+        self._metrics.inserted_trajectories.inc(sum(not record.first_step for record in block.records))
+        self._count_removed("evicted")
+        self.limiter.store(num_items)
+        self._grown.set()
+        self._grown = asyncio.Event()
         self._samples.advance()
         self._inserts.advance()
-        return evicted
 
-    def take_over(self, block: Block, entry: str) -> list[Stored]:
-        """Store a block that was found in the log."""
-        self._limiter.admit(block.num_steps)
-        return self.apply(block, entry)
+    def count_duplicates(self, number: int) -> None:
+        """So many trajectories were known already."""
+        self._metrics.duplicates.inc(number)
 
-    async def sample(self, batch_size: int, windows: Mapping[str, int], seconds: float) -> SequenceBatch:
-        """Draw a batch.
+    # --- sampling ----------------------------------------------------------------------------------------------------
 
-        Args:
-            batch_size: positions.
-            windows: steps of each column.
-            seconds: how long the rate limiter may hold it.
+    def check_sample(self, spec: SampleSpec, max_bytes: int) -> None:
+        """Refuse a sample that can never be answered.
 
         Raises:
-            Refusal: BAD_MESSAGE, WRONG_SIGNATURE, BAD_LENGTH, MESSAGE_TOO_LARGE, RATE_LIMITED.
+            Refusal: as Table.check_sample, and BAD_LENGTH.
         """
-        self.table.check_windows(batch_size, windows, self._max_bytes)
-        self._limiter.check_sample(batch_size)
-        deadline = time.monotonic() + seconds
-        await self._pass(self._samples, batch_size, deadline, self._undraw, self._metrics.sample_wait)
-        batch = self.table.sample(batch_size, windows)
-        self._metrics.sampled_positions.inc(batch_size)
-        self._inserts.advance()
-        return batch
+        self.table.check_sample(spec, max_bytes)
+        self._check_batch(spec.batch_size)
 
-    def _undraw(self, batch_size: int) -> None:
-        self._limiter.sample(-batch_size)
+    def _check_batch(self, batch_size: int) -> None:
+        self.limiter.check_sample(batch_size)
+        times = self.table.config.max_times_sampled
+        most = (self.limiter.config.queue_size or self.table.config.capacity) * times
+        if times and batch_size > most:
+            raise Refusal(
+                Reason.BAD_LENGTH,
+                f"a batch of {batch_size} can never be drawn: the table holds out at most {most} positions",
+            )
+
+    def _can_sample(self, batch_size: int) -> bool:
+        return self.limiter.can_sample(batch_size) and self.table.can_draw(batch_size + self._promised)
+
+    def _promise(self, batch_size: int) -> None:
+        self.limiter.sample(batch_size)
+        self._promised += batch_size
+
+    async def pass_sample(self, batch_size: int, deadline: float, in_flight: InFlight) -> None:
+        """Wait until the rate limiter and the table allow a batch.
+
+        Raises:
+            Refusal: RATE_LIMITED, TOO_BUSY, BAD_LENGTH, or what the table was closed with.
+        """
+        self.check_open()
+        if not self._samples.try_pass(batch_size):
+            await self._wait(self._samples, batch_size, deadline, in_flight, self.give_back_sample)
+
+    def give_back_sample(self, batch_size: int) -> None:
+        """A batch that was allowed is not drawn."""
+        self._promised -= batch_size
+        self.limiter.sample(-batch_size)
         self._samples.advance()
 
-    async def _pass(
+    def can_draw(self, batch_size: int) -> bool:
+        """Whether what was allowed can still be drawn: something may have been deleted since."""
+        return self._closed is None and self.table.can_draw(batch_size)
+
+    def draw(self, spec: SampleSpec) -> Drawn:
+        """Draw a batch that was allowed.
+
+        Raises:
+            Refusal: RATE_LIMITED, nothing matches the filter; the batch is given back.
+        """
+        self._count_removed("evicted")
+        try:
+            drawn = self.table.draw(spec)
+        except Refusal:
+            self.give_back_sample(spec.batch_size)
+            raise
+        self._promised -= spec.batch_size
+        self._count_removed("used_up")
+        self._metrics.sampled_positions.inc(spec.batch_size)
+        self._inserts.advance()
+        return drawn
+
+    async def grown(self, deadline: float, in_flight: InFlight) -> bool:
+        """Wait until something is stored; False if nothing was until the deadline."""
+        started = time.monotonic()
+        with in_flight.waiting():
+            try:
+                async with asyncio.timeout(deadline - started):
+                    await self._grown.wait()
+            except TimeoutError:
+                return False
+            finally:
+                self._metrics.sample_wait(time.monotonic() - started)
+        return True
+
+    async def _wait(
         self,
         line: WaitingLine,
         amount: int,
         deadline: float,
+        in_flight: InFlight,
         give_back: Callable[[int], None],
-        observe_wait: Callable[[float], None],
-    ) -> bool:
-        """Wait for the turn; whether it had to wait.
-
-        Raises:
-            Refusal: RATE_LIMITED.
-        """
-        if line.try_pass(amount):
-            return False
+    ) -> None:
+        observe = self._metrics.insert_wait if line is self._inserts else self._metrics.sample_wait
         started = time.monotonic()
-        try:
-            came = await line.wait(amount, deadline - started, give_back)
-        finally:
-            observe_wait(time.monotonic() - started)
+        with in_flight.waiting():
+            try:
+                came = await line.wait(amount, deadline - started, give_back)
+            finally:
+                observe(time.monotonic() - started)
         if not came:
-            why = (self.why_inserts_wait() if line is self._inserts else self.why_samples_wait()) or "too many calls"
-            raise Refusal(Reason.RATE_LIMITED, f"table {self.table.config.name!r}: {why}")
-        return True
+            why = self.why_inserts_wait() if line is self._inserts else self.why_samples_wait()
+            raise Refusal(Reason.RATE_LIMITED, f"table {self.name!r}: {why or 'too many calls'}")
+
+    # --- in place ----------------------------------------------------------------------------------------------------
 
     def update_priorities(self, updates: PriorityUpdates) -> tuple[int, int]:
         """Set priorities; returns how many were set and how many keys name nothing stored."""
-        return self.table.update_priorities(updates)
+        updated, gone = self.table.update_priorities(updates)
+        self._metrics.priorities_updated.inc(updated)
+        self._metrics.priorities_gone.inc(gone)
+        return updated, gone
+
+    async def update_columns(
+        self, keys: NDArray[np.uint64], columns: Mapping[str, NDArray[np.generic]]
+    ) -> tuple[int, int]:
+        """Replace values [N, *shape] of the steps that keys [N] name; how many were, and how many are not stored.
+
+        Raises:
+            Refusal: STORE_UNAVAILABLE, NOT_DURABLE.
+        """
+        if self.logged:
+            updated, gone = await self._commit.update_columns(self, keys, columns)
+        else:
+            slots, valid = self.table.find(keys)
+            self.table.write_rows(slots[valid], {name: values[valid] for name, values in columns.items()})
+            updated = int(np.count_nonzero(valid))
+            gone = len(keys) - updated
+        self._metrics.columns_updated.inc(updated)
+        self._metrics.columns_gone.inc(gone)
+        return updated, gone
+
+    async def delete(self, wanted: TrajectoryFilter) -> int:
+        """Delete the trajectories that a filter matches; how many. As durable as an insert.
+
+        Raises:
+            Refusal: STORE_UNAVAILABLE; they are no longer served, but may come back with a restart.
+        """
+        found = self.table.matching(wanted)
+        self._count_removed("evicted")
+        self.table.remove(found)
+        self._count_removed("deleted")
+        self._inserts.advance()
+        if self.logged:
+            await self._commit.flush_removed(self)
+        return len(found)
+
+    # --- limits and the end ------------------------------------------------------------------------------------------
+
+    def set_rate_limiter(self, config: RateLimiterConfig) -> None:
+        """Put other limits in force: calls that wait pass, wait on or, if they could never pass now, are refused."""
+        self.limiter.set_config(config)
+        self._samples.review(self._check_batch)
+        self._inserts.review(self.limiter.check_insert)
+
+    def close(self, refusal: Refusal) -> None:
+        """Refuse whoever waits, and whoever comes."""
+        self._closed = refusal
+        self._inserts.close(refusal)
+        self._samples.close(refusal)
+        self._grown.set()
+
+    def check_open(self) -> None:
+        """Let a call go on.
+
+        Raises:
+            Refusal: what the table was closed with.
+        """
+        if self._closed is not None:
+            raise self._closed
+
+    # --- telling -----------------------------------------------------------------------------------------------------
+
+    def _count_removed(self, cause: str) -> None:
+        """Count what was removed since the last time."""
+        table = self.table
+        self._metrics.removed[cause].inc(table.removed_trajectories - self._removed_trajectories)
+        self._removed_trajectories = table.removed_trajectories
+        steps = table.inserted_steps - table.num_steps
+        if cause == "evicted":
+            self._metrics.evicted_steps.inc(steps - self._removed_steps)
+        self._removed_steps = steps
 
     def why_inserts_wait(self) -> str:
         """In words; empty if they do not."""
-        if self.table.config.durability is Durability.REDIS and self._commit.down_because:
+        if self.logged and self._commit.down_because:
             return f"Redis is away: {self._commit.down_because}"
-        return self._limiter.why_inserts_wait()
+        return self.limiter.why_inserts_wait(self.table.num_items)
 
     def why_samples_wait(self) -> str:
         """In words; empty if they do not."""
-        return self._limiter.why_samples_wait()
+        why = self.limiter.why_samples_wait()
+        if why or self.table.can_draw(1):
+            return why
+        return "the table holds nothing that may be drawn"
+
+    def state(self) -> TableState:
+        """For the metrics."""
+        return TableState(
+            self.name,
+            self.table.num_steps,
+            self.table.num_trajectories,
+            self.table.num_items,
+            self.table.memory_bytes,
+            len(self._inserts),
+            len(self._samples),
+        )
+
+    @property
+    def waiting(self) -> tuple[int, int]:
+        """Inserts and samples that wait now."""
+        return len(self._inserts), len(self._samples)

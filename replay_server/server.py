@@ -20,20 +20,26 @@ import redis
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from replay_server.catalog import Catalog, Limits
+from replay_server.border import Border
+from replay_server.catalog import Catalog
 from replay_server.credentials import SecuritySettings, is_loopback
 from replay_server.embedded_redis import EmbeddedRedis
 from replay_server.errors import Refusal, ReplayServerError
 from replay_server.group_commit import GroupCommit
+from replay_server.inserting import Inserter
+from replay_server.interceptors import CallMetrics, MetricsInterceptor
+from replay_server.limits import InFlight, Limits
 from replay_server.malloc import tune_malloc
-from replay_server.metrics import Levels, ServerMetrics, TableSize
+from replay_server.metrics import Levels, ServerMetrics
 from replay_server.metrics_endpoint import MetricsEndpoint
 from replay_server.processes import ProcessRegistry
 from replay_server.redis_log import LogError, RedisLog
 from replay_server.redis_store import RedisStore
+from replay_server.sampling import Sampler
 from replay_server.security import Security
-from replay_server.service import REPLAY_SERVICE, WEIGHTS_SERVICE, Border, ReplayService, WeightsService
+from replay_server.service import INSERT_HEALTH, REPLAY_SERVICE, ReplayService
 from replay_server.weights import WeightsKeeper
+from replay_server.weights_service import WEIGHTS_SERVICE, WeightsService
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +65,9 @@ class ReplayServerSettings:
         max_message_bytes: the largest message.
         max_table_bytes: the most memory a table may preallocate; by default four fifths of the machine's.
         max_weights_bytes: the largest weights.
+        max_in_flight_bytes: the most bytes of requests being handled and answers being sent.
+        max_waiting_calls: the most calls held by rate limiters.
+        max_concurrent_calls: the most calls at once, of any kind; further ones are turned away by gRPC.
         process_ttl_seconds: how long a registered process counts as alive.
         priority_save_seconds: how often priorities are saved.
     """
@@ -75,6 +84,9 @@ class ReplayServerSettings:
     max_message_bytes: int = 16 << 20
     max_table_bytes: int | None = None
     max_weights_bytes: int = 512 << 20
+    max_in_flight_bytes: int = 256 << 20
+    max_waiting_calls: int = 1024
+    max_concurrent_calls: int = 8192
     process_ttl_seconds: float = 15.0
     priority_save_seconds: float = 5.0
 
@@ -192,8 +204,15 @@ class _Parts:
 
     def __init__(self, settings: ReplayServerSettings) -> None:
         self._settings = settings
-        limits = Limits(settings.max_message_bytes, _table_bytes(settings), settings.max_weights_bytes)
+        limits = Limits(
+            settings.max_message_bytes,
+            _table_bytes(settings),
+            settings.max_weights_bytes,
+            settings.max_in_flight_bytes,
+            settings.max_waiting_calls,
+        )
         self._limits = limits
+        self._in_flight = InFlight(limits)
         self._processes = ProcessRegistry(settings.process_ttl_seconds)
         embedded = EmbeddedRedis(settings.data_dir) if settings.redis_url is None else None
         self._store = RedisStore(settings.redis_url, embedded, settings.redis_timeout_seconds)
@@ -201,18 +220,21 @@ class _Parts:
         self._security = Security(settings.security, settings.host, self._metrics)
         log = RedisLog(settings.redis_prefix)
         self._commit = GroupCommit(self._store, log, self._metrics.redis_commit_seconds.observe)
-        self._catalog = Catalog(self._store, log, self._commit, limits, np.random.default_rng())
+        self._rng = np.random.default_rng()
+        self._catalog = Catalog(self._store, log, self._commit, limits, self._rng)
         self._weights = WeightsKeeper(self._store, self._commit, settings.redis_prefix)
-        self._border = Border(self._metrics)
+        self._border = Border(self._metrics, self._in_flight)
         self._health = health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue] -- missing in the stubs
         self.tasks: list[asyncio.Task[None]] = []
 
     def _levels(self) -> Levels:
-        sizes = [
-            TableSize(served.table.config.name, served.table.num_steps, served.table.num_trajectories)
-            for served in self._catalog.tables()
-        ]
-        return Levels(sizes, self._processes.count_by_role(), self._border.is_open and not self._commit.down_because)
+        return Levels(
+            [served.state() for served in self._catalog.tables()],
+            self._processes.count_by_role(),
+            self._border.is_open and not self._commit.down_because,
+            self._in_flight.by_direction(),
+            self._in_flight.max_bytes,
+        )
 
     @asynccontextmanager
     async def serving(self, grace: Callable[[], float]) -> AsyncGenerator[BoundAddresses]:
@@ -237,8 +259,20 @@ class _Parts:
 
     def _bind(self) -> tuple[grpc.aio.Server, int]:
         settings = self._settings
-        server = grpc.aio.server(interceptors=self._interceptors(), options=_server_options(settings.max_message_bytes))
-        replay = ReplayService(self._catalog, self._weights, self._processes, self._store, self._metrics, self._limits)
+        server = grpc.aio.server(
+            interceptors=self._interceptors(),
+            options=_server_options(settings.max_message_bytes),
+            maximum_concurrent_rpcs=settings.max_concurrent_calls,
+        )
+        replay = ReplayService(
+            self._catalog,
+            Inserter(self._catalog.find, self._commit, self._border, self._metrics),
+            Sampler(self._catalog.find, lambda: self._weights.newest.version, self._border, self._metrics, self._rng),
+            self._weights,
+            self._processes,
+            self._store,
+            self._in_flight,
+        )
         weights = WeightsService(self._weights, self._metrics, self._limits)
         server.add_generic_rpc_handlers((replay.handlers(self._border), weights.handlers(self._border)))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
@@ -250,7 +284,8 @@ class _Parts:
 
     def _interceptors(self) -> list[grpc.aio.ServerInterceptor]:
         """What every call of every kind passes on its way in, outermost first."""
-        return [*self._security.interceptors(self._border.refuse)]
+        counting = MetricsInterceptor(CallMetrics(self._metrics.registry))
+        return [counting, *self._security.interceptors(self._border.refuse)]
 
     async def _serve_health(self, stack: AsyncExitStack) -> str | None:
         """Serve health alone where probes reach it that know neither TLS nor tokens; where that is."""
@@ -283,6 +318,7 @@ class _Parts:
             asyncio.create_task(self._commit.run(), name="group-commit"),
             asyncio.create_task(self._save_priorities(), name="save-priorities"),
             asyncio.create_task(self._security.watch(), name="watch-credentials"),
+            asyncio.create_task(self._watch_store(), name="watch-store"),
         ]
         self._border.is_open = True
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
@@ -300,6 +336,17 @@ class _Parts:
                     await self._commit.check()
                     await self._catalog.save_priorities()
 
+    async def _watch_store(self) -> None:
+        """Say by a health name of its own whether inserts are served: without Redis samples go on."""
+        shown = True
+        while True:
+            await asyncio.sleep(_CHECK_SECONDS)
+            available = not self._commit.down_because
+            if available != shown:
+                status = health_pb2.HealthCheckResponse
+                await self._health.set(INSERT_HEALTH, status.SERVING if available else status.NOT_SERVING)
+                shown = available
+
     async def _end_tasks(self) -> None:
         if not self.tasks:
             return
@@ -312,7 +359,7 @@ class _Parts:
             await self._catalog.save_priorities()
 
     async def _set_health(self, status: health_pb2.HealthCheckResponse.ServingStatus.ValueType) -> None:
-        for name in ("", REPLAY_SERVICE, WEIGHTS_SERVICE):
+        for name in ("", REPLAY_SERVICE, WEIGHTS_SERVICE, INSERT_HEALTH):
             await self._health.set(name, status)
 
 

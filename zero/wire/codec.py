@@ -82,6 +82,9 @@ class Reason(StrEnum):
 REASON_METADATA_KEY = "zero-reason"
 """The trailing metadata key that carries a Reason."""
 
+MESSAGE_BYTES_METADATA_KEY = "zero-message-bytes"
+"""The metadata key by which a call of Insert or UpdateColumns says how many bytes its message has."""
+
 
 class CodecError(ValueError):
     """Bytes that are not what they should be.

@@ -136,6 +136,14 @@ def encode_insert_stream_request(
     return message.join()
 
 
+def encode_read_response(trajectories: Sequence[Trajectory]) -> bytes:
+    """A serialized ReadTrajectoriesResponse; every column is copied once."""
+    message = Pieces()
+    for trajectory in trajectories:
+        message.add_message(1, _trajectory(trajectory, None))
+    return message.join()
+
+
 class ColumnPlace(NamedTuple):
     """A column of a batch that is still to be filled.
 

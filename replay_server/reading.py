@@ -1,0 +1,85 @@
+"""ReadTrajectories: what a table stores, streamed as it was inserted."""
+
+from collections.abc import Iterator
+
+from replay_server.border import Border, Call, parse
+from replay_server.catalog import Catalog
+from replay_server.errors import Refusal
+from replay_server.limits import Direction
+from replay_server.stored import Stored
+from replay_server.table import Table
+from zero.trajectories import Trajectory
+from zero.wire import codec, frames, replay_pb2
+from zero.wire.codec import Reason
+
+_MESSAGE_BYTES = 1 << 20
+_PATIENCE_SECONDS = 20.0
+
+
+class Reader:
+    """The call that reads whole trajectories."""
+
+    def __init__(self, catalog: Catalog, border: Border) -> None:
+        """All collaborators are the server's own."""
+        self._catalog = catalog
+        self._border = border
+
+    async def read_trajectories(self, call: Call) -> None:
+        """Answer a ReadTrajectoriesRequest."""
+        request = parse(replay_pb2.ReadTrajectoriesRequest, await self._border.receive(call))
+        table = self._catalog.find(request.table).table
+        if request.limit < 0:
+            raise Refusal(Reason.BAD_MESSAGE, f"limit is {request.limit}, must not be negative")
+        if request.HasField("filter"):
+            chosen = table.matching(codec.decode_trajectory_filter(request.filter))
+        else:
+            chosen = table.trajectories()
+        before = 0
+        for message in _messages(table, chosen[: request.limit or None], self._border.in_flight.max_message_bytes):
+            await call.bytes.take_when_they_fit(Direction.ANSWERS, len(message), _PATIENCE_SECONDS)
+            await call.context.write(message)
+            # gRPC holds one answer back; when it takes the next one, it is rid of it.
+            call.bytes.count(Direction.ANSWERS, -before)
+            before = len(message)
+
+
+def _messages(table: Table, chosen: list[Stored], max_bytes: int) -> Iterator[bytes]:
+    """Serialized answers of about a MiB each, or of one trajectory; what is removed meanwhile is left out.
+
+    A trajectory that was inserted in chunks may be larger than a message: it is sent in chunks then.
+    """
+    row_bytes = sum(table.rings.row_bytes.values())
+    longest = max(max_bytes // 2 // row_bytes, 1)  # half of it, for what is not in the columns
+    parts: list[Trajectory] = []
+    size = 0
+    for stored in chosen:
+        if table.find_trajectory(stored.trajectory_id) is not stored:
+            continue
+        steps = len(stored.slots)
+        for start in range(0, steps, longest):
+            parts.append(_part(table, stored, start, min(start + longest, steps)))
+            size += parts[-1].num_steps * row_bytes
+            if size >= _MESSAGE_BYTES:
+                yield frames.encode_read_response(parts)
+                parts, size = [], 0
+    if parts:
+        yield frames.encode_read_response(parts)
+
+
+def _part(table: Table, stored: Stored, start: int, stop: int) -> Trajectory:
+    """A stored trajectory, or some steps of a long one as a chunk."""
+    slots = stored.slots[start:stop]
+    is_last = stop == len(stored.slots)
+    return Trajectory(
+        trajectory_id=stored.trajectory_id,
+        actor_id=stored.actor_id,
+        weights_version=stored.weights_version,
+        episode_seed=stored.episode_seed,
+        terminated=stored.terminated and is_last,
+        truncated=stored.truncated and is_last,
+        columns=table.read(slots),
+        stats=dict(stored.stats),
+        first_step=stored.chunks[0].first_step + start,
+        open=stored.open or not is_last,
+        priorities=table.priorities.values[slots] if table.has_priorities else None,
+    )

@@ -1,0 +1,287 @@
+"""Sample and SampleStream: updates applied, rate limiters passed, positions drawn, columns gathered into the answer."""
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from replay_server.border import Border, Call, parse, streamed_hold_seconds
+from replay_server.errors import Refusal
+from replay_server.fresh_bytes import fresh_bytes
+from replay_server.limits import Direction
+from replay_server.metrics import ServerMetrics
+from replay_server.served_table import ServedTable
+from replay_server.table import Drawn
+from zero.trajectories import ColumnSpec, SampleSpec, SequenceBatch, TableShare
+from zero.wire import codec, replay_pb2
+from zero.wire.codec import CodecError, Reason
+from zero.wire.frames import ColumnPlace, SampleFrame
+
+N_STEP_COLUMNS = ("n_step_return", "n_step_discount")
+"""Columns of an answer that come from no column of the table."""
+
+_ROW_BYTES = 64  # of an answer besides its columns, at most: keys, probabilities, lengths, versions, weights, flags
+
+
+class _Share(NamedTuple):
+    """A table's part in a batch: so many rows of it."""
+
+    served: ServedTable
+    rows: int
+
+
+class _Order(NamedTuple):
+    """A request that can be answered."""
+
+    spec: SampleSpec
+    shares: Sequence[_Share]
+    is_mix: bool
+    places: Sequence[ColumnPlace]
+
+    @property
+    def answer_bytes(self) -> int:
+        """At most so many bytes has the answer."""
+        columns = sum(place.num_bytes + len(place.name) + 200 for place in self.places)
+        return columns + self.spec.batch_size * _ROW_BYTES + 1000
+
+
+class Sampler:
+    """The calls that sample; to be used in one event loop."""
+
+    def __init__(
+        self,
+        find: Callable[[str], ServedTable],
+        newest_weights: Callable[[], int],
+        border: Border,
+        metrics: ServerMetrics,
+        rng: np.random.Generator,
+    ) -> None:
+        """`find` gives the table of a name, or raises Refusal; `newest_weights` the newest version."""
+        self._find = find
+        self._newest_weights = newest_weights
+        self._border = border
+        self._in_flight = border.in_flight
+        self._metrics = metrics
+        self._rng = rng
+
+    async def sample(self, data: bytes, call: Call) -> bytes:
+        """Answer a serialized SampleRequest."""
+        request = parse(replay_pb2.SampleRequest, data)
+        return await self._answer(request, call, call.hold_seconds(), on_stream=False)
+
+    async def sample_stream(self, call: Call) -> None:
+        """Answer the SampleStreamRequests of a call, one after the other; the next is drawn while one is sent."""
+        answers: asyncio.Queue[bytes | None] = asyncio.Queue(1)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(_send(call, answers))
+            while (data := await call.read()) is not None:
+                await answers.put(await self._answer_streamed(data, call))
+            await answers.put(None)
+
+    async def _answer_streamed(self, data: bytes, call: Call) -> bytes:
+        try:
+            self._border.check_size(len(data))
+            request = parse(replay_pb2.SampleStreamRequest, data)
+            seconds = streamed_hold_seconds(request.hold_seconds)
+            return await self._answer(request.sample, call, seconds, on_stream=True)
+        except (Refusal, CodecError) as refusal:
+            answer = replay_pb2.SampleStreamResponse(refused=self._border.refused(refusal)).SerializeToString()
+            call.bytes.count(Direction.ANSWERS, len(answer))
+            return answer
+
+    async def _answer(self, request: replay_pb2.SampleRequest, call: Call, seconds: float, *, on_stream: bool) -> bytes:
+        """The serialized answer, whose bytes are counted as in flight.
+
+        Raises:
+            CodecError: the request is malformed.
+            Refusal: UNKNOWN_TABLE, WRONG_SIGNATURE, BAD_MESSAGE, BAD_LENGTH, MESSAGE_TOO_LARGE, RATE_LIMITED, TOO_BUSY.
+        """
+        started = time.perf_counter()
+        order = self._order(request)
+        drawn = await self._draw(order, call, time.monotonic() + seconds)
+        answer = _write(order, drawn, on_stream=on_stream)
+        call.bytes.count(Direction.ANSWERS, len(answer) - order.answer_bytes)
+        for one in drawn:
+            self._metrics.sample_age_seconds.observe(one.mean_age_seconds)
+            behind = self._newest_weights() - one.weights_versions.astype(np.float64).mean()
+            self._metrics.sample_versions_behind.observe(max(behind, 0.0))
+        self._metrics.sample_seconds.observe(time.perf_counter() - started)
+        return answer
+
+    def _order(self, request: replay_pb2.SampleRequest) -> _Order:
+        """Check a request, then apply its updates."""
+        spec = codec.decode_sample_spec(request)
+        shares = codec.decode_table_shares(request)
+        tables = [self._find(share.table) for share in shares]
+        for served in tables:
+            served.check_open()
+            served.check_sample(spec, self._in_flight.max_message_bytes)
+        places = _places(tables, spec)
+        for served, share in zip(tables, shares, strict=True):
+            if share.updates is not None:
+                served.update_priorities(share.updates)
+        rows = _rows(shares, spec.batch_size, self._rng.random())
+        return _Order(spec, list(map(_Share, tables, rows)), bool(request.mix), places)
+
+    async def _draw(self, order: _Order, call: Call, deadline: float) -> list[Drawn]:
+        """Draw from every table, as soon as all of them allow it; the bytes of the answer are counted then."""
+        shares = [share for share in order.shares if share.rows]
+        while True:
+            await self._pass(shares, deadline)
+            if not all(share.served.can_draw(share.rows) for share in shares):
+                _give_back(shares)  # something was deleted since
+                continue
+            try:
+                call.bytes.take(Direction.ANSWERS, order.answer_bytes)
+            except Refusal:
+                _give_back(shares)
+                raise
+            drawn = _draw_all(shares, order.spec)
+            if not isinstance(drawn, _Unmatched):
+                return drawn
+            call.bytes.count(Direction.ANSWERS, -order.answer_bytes)
+            if not await drawn.served.grown(deadline, self._in_flight):
+                raise drawn.refusal
+
+    async def _pass(self, shares: Sequence[_Share], deadline: float) -> None:
+        """Pass the rate limiters, by name: so that calls which wait for several never wait for each other."""
+        passed: list[_Share] = []
+        try:
+            for share in sorted(shares, key=lambda share: share.served.name):
+                await share.served.pass_sample(share.rows, deadline, self._in_flight)
+                passed.append(share)
+        except BaseException:
+            _give_back(passed)
+            raise
+
+
+async def _send(call: Call, answers: "asyncio.Queue[bytes | None]") -> None:
+    before = 0
+    while (answer := await answers.get()) is not None:
+        await call.context.write(answer)
+        # gRPC holds one answer back; when it takes the next one, it is rid of it.
+        call.bytes.count(Direction.ANSWERS, -before)
+        before = len(answer)
+
+
+class _Unmatched(NamedTuple):
+    """A table in which nothing matches the filter."""
+
+    served: ServedTable
+    refusal: Refusal
+
+
+def _give_back(shares: Sequence[_Share]) -> None:
+    for share in shares:
+        share.served.give_back_sample(share.rows)
+
+
+def _draw_all(shares: Sequence[_Share], spec: SampleSpec) -> list[Drawn] | _Unmatched:
+    """Draw from every table what was allowed, or from none as far as the rate limiters are concerned."""
+    drawn: list[Drawn] = []
+    for i, share in enumerate(shares):
+        try:
+            drawn.append(share.served.draw(replace(spec, batch_size=share.rows)))
+        except Refusal as refusal:
+            _give_back(shares[i + 1 :])
+            for earlier in shares[:i]:
+                earlier.served.limiter.sample(-earlier.rows)
+            return _Unmatched(share.served, refusal)
+    return drawn
+
+
+def _rows(shares: Sequence[TableShare], batch_size: int, offset: float) -> list[int]:
+    """How many rows each table gives: rounded so that they add up, and on average over offsets 0 to 1 are exact."""
+    ends = np.floor(np.cumsum([share.fraction for share in shares]) * batch_size + offset).astype(int)
+    ends[-1] = batch_size  # the fractions add up to 1 only nearly
+    return np.diff(np.minimum(ends, batch_size), prepend=0).tolist()
+
+
+def _places(tables: Sequence[ServedTable], spec: SampleSpec) -> list[ColumnPlace]:
+    """The columns of the answer; all tables must have them alike."""
+    first, *others = (_columns(served, spec) for served in tables)
+    for served, columns in zip(tables[1:], others, strict=True):
+        for name, column in columns.items():
+            if (column.dtype, column.shape) != (first[name].dtype, first[name].shape):
+                raise Refusal(
+                    Reason.WRONG_SIGNATURE,
+                    f"column {column.name!r} of table {served.name!r} is {column.dtype} {list(column.shape)}, of table "
+                    f"{tables[0].name!r} it is {first[name].dtype} {list(first[name].shape)}",
+                )
+    rows = spec.batch_size
+    places = [
+        ColumnPlace(name, column.dtype, (rows, spec.window(name).length, *column.shape))
+        for name, column in first.items()
+    ]
+    if spec.n_step is None:
+        return places
+    taken = [name for name in N_STEP_COLUMNS if name in first]
+    if taken:
+        raise Refusal(Reason.BAD_MESSAGE, f"{taken[0]!r} is what the n-step returns are called; give another alias")
+    return [*places, *(ColumnPlace(name, "float32", (rows,)) for name in N_STEP_COLUMNS)]
+
+
+def _columns(served: ServedTable, spec: SampleSpec) -> Mapping[str, ColumnSpec]:
+    """The column behind every window."""
+    signature = {column.name: column for column in served.table.config.signature}
+    return {name: signature[spec.window(name).column] for name in spec.windows}
+
+
+def _write(order: _Order, drawn: Sequence[Drawn], *, on_stream: bool) -> bytes:
+    """The serialized answer."""
+    shares = [share for share in order.shares if share.rows]
+    frame = SampleFrame(order.places, _without_columns(order, drawn), on_stream=on_stream)
+    message, memory = fresh_bytes(frame.size)
+    views = dict(zip((place.name for place in order.places), frame.lay_out(memory.data), strict=True))
+    start = 0
+    for share, one in zip(shares, drawn, strict=True):
+        parts = {place.name: _rows_of(views[place.name], place, start, share.rows) for place in order.places}
+        _gather(share.served, one, order.spec, parts)
+        start += share.rows
+    return message
+
+
+def _rows_of(view: memoryview, place: ColumnPlace, start: int, rows: int) -> NDArray[np.uint8]:
+    row_bytes = len(view) // place.shape[0]
+    return np.frombuffer(view, np.uint8, rows * row_bytes, start * row_bytes)
+
+
+def _gather(served: ServedTable, drawn: Drawn, spec: SampleSpec, parts: Mapping[str, NDArray[np.uint8]]) -> None:
+    """Fill the rows of one table."""
+    table = served.table
+    for name in spec.windows:
+        window = spec.window(name)
+        rows = drawn.walk.rows[:, window.offset : window.offset + window.length]
+        table.rings.take(window.column, rows, parts[name])
+    if spec.n_step is not None:
+        for name, values in zip(N_STEP_COLUMNS, table.n_step(drawn, spec.n_step), strict=True):
+            parts[name][:] = values.view(np.uint8)
+
+
+def _without_columns(order: _Order, drawn: Sequence[Drawn]) -> SequenceBatch:
+    spec = order.spec
+    reach = max(window.offset + window.length for window in map(spec.window, spec.windows))
+    ended = [one.walk.terminated & (one.walk.bounds <= reach) for one in drawn]
+    return SequenceBatch(
+        columns={},
+        keys=np.concatenate([one.keys for one in drawn]),
+        probabilities=np.concatenate([one.probabilities for one in drawn]),
+        lengths=np.minimum(np.concatenate([one.walk.lengths for one in drawn]), reach),
+        weights_versions=np.concatenate([one.weights_versions for one in drawn]),
+        terminated=np.concatenate(ended),
+        table_size=sum(one.table_size for one in drawn),
+        importance_weights=_importance_weights(drawn, spec.importance_sampling_exponent),
+        rows_per_table=tuple(share.rows for share in order.shares) if order.is_mix else (),
+    )
+
+
+def _importance_weights(drawn: Sequence[Drawn], exponent: float) -> NDArray[np.float32] | None:
+    """(N x probability) ^ -exponent by each row's own table, over the largest: Schaul et al. 2016, section 3.4."""
+    if not exponent:
+        return None
+    logarithms = -exponent * np.concatenate([np.log(one.table_size * one.probabilities) for one in drawn])
+    return np.exp(logarithms - logarithms.max()).astype(np.float32)
