@@ -128,6 +128,7 @@ class TableInfo:
         memory_bytes: of the table's columns and indices when it is full.
         rate_limiter: its state.
         removed_trajectories: trajectories ever removed, for whatever reason.
+        mass: what a draw takes its share of: of a prioritized table the sum of priority ^ exponent, else the items.
     """
 
     config: TableConfig
@@ -142,6 +143,7 @@ class TableInfo:
     memory_bytes: int
     rate_limiter: RateLimiterInfo
     removed_trajectories: int
+    mass: float
 
 
 @dataclass(frozen=True)
@@ -227,4 +229,5 @@ def _table_info(info: replay_pb2.TableInfo) -> TableInfo:
             waiting_samples=info.rate_limiter.waiting_samples,
         ),
         removed_trajectories=info.removed_trajectories,
+        mass=info.mass,
     )

@@ -9,13 +9,11 @@ from typing import Self
 
 from replay_server.answers import InsertResult
 from replay_server.connection import Connection, refusal
-from replay_server.ordered_stream import OrderedStream
+from replay_server.ordered_stream import OrderedStream, hold_seconds
 from zero.trajectories import Trajectory
 from zero.wire import frames, replay_pb2
 
 _METHOD = "/zero.v1.ReplayService/InsertStream"
-_HOLD_SECONDS = 20.0
-"""How long the server may hold one request before it says that it still does."""
 
 
 class InsertStream:
@@ -41,7 +39,6 @@ class InsertStream:
         self._tables = tables
         self._compress = compress
         self._timeout = timeout
-        self._hold_seconds = min(timeout, _HOLD_SECONDS)
         self._raise_failures = raise_failures
         self._failures: deque[BaseException] = deque()
         self._stream = OrderedStream(
@@ -63,7 +60,7 @@ class InsertStream:
         """
         self._raise_failure()
         request = frames.encode_insert_stream_request(
-            self._tables, trajectories, compress=self._compress, hold_seconds=self._hold_seconds
+            self._tables, trajectories, compress=self._compress, hold_seconds=hold_seconds(self._timeout)
         )
         outcome = self._stream.send(request, self._timeout, self._timeout)
         if self._raise_failures:

@@ -19,8 +19,14 @@ _CALL_SECONDS = 60.0
 _SENDING_SECONDS = 30.0
 """After so long nothing more is sent over a call; when what is in flight is answered, the next one begins."""
 _FAREWELL_SECONDS = 1.0
+_HOLD_SECONDS = 20.0
 
 Answer = TypeVar("Answer")
+
+
+def hold_seconds(timeout: float) -> float:
+    """How long the server may hold one request: it says why it does before a caller's timeout has passed."""
+    return min(0.8 * timeout, _HOLD_SECONDS)
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from replay_server.connection import Connection, own, refusal
-from replay_server.ordered_stream import OrderedStream
+from replay_server.ordered_stream import OrderedStream, hold_seconds
 from zero.trajectories import PriorityUpdates, SampleSpec, SequenceBatch
 from zero.wire import codec, frames, replay_pb2
 
@@ -121,7 +121,10 @@ class SampleStream:
 
     def _ask(self) -> None:
         updates = self._take_updates()
-        request = replay_pb2.SampleStreamRequest(sample=codec.encode_sample_request(self._table, self._spec, updates))
+        request = replay_pb2.SampleStreamRequest(
+            sample=codec.encode_sample_request(self._table, self._spec, updates),
+            hold_seconds=hold_seconds(self._timeout),
+        )
         drawn = self._stream.send(request.SerializeToString(), self._timeout, float("inf"))
         while self._riding and self._riding[0][0].done():
             self._riding.popleft()
