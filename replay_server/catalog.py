@@ -1,47 +1,50 @@
-"""The tables of a server: created once, found by name, brought back at the start, their priorities saved."""
+"""The tables of a server: created once, found by name, changed, reset, deleted, brought back at the start."""
 
 import asyncio
 import logging
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import NamedTuple
 
 import numpy as np
 
 from replay_server.errors import Refusal
 from replay_server.group_commit import GroupCommit
+from replay_server.limits import Limits
+from replay_server.log_entry import LogError
 from replay_server.metrics import ServerMetrics
-from replay_server.priority_log import (
-    count_all_as_changed,
-    give_back_priorities,
-    priority_commands,
-    take_priorities,
-)
-from replay_server.recovery import Recovered, recover_table
+from replay_server.priority_log import PriorityPages, give_back_priorities, priority_commands, take_priorities
+from replay_server.rate_limiter import LimiterCounts
+from replay_server.recovery import recover_table
 from replay_server.redis_log import RedisLog
 from replay_server.redis_store import RedisStore
+from replay_server.removers import REMOVERS
+from replay_server.selectors import SELECTORS
 from replay_server.served_table import ServedTable
-from replay_server.table import Table
+from replay_server.table import Table, memory_of
+from replay_server.table_log import new_log, recovered_log
+from replay_server.verification import Verification
 from replay_server.write_chain import Command
-from zero.tables import Durability, TableConfig
-from zero.wire.codec import Reason, row_bytes
+from zero.tables import Durability, RateLimiterConfig, TableConfig
+from zero.wire.codec import Reason
 
 logger = logging.getLogger(__name__)
 
-_BYTES_PER_SLOT = 16 + 4 + 32  # whose it is, its priority, its share of the sum tree
+_FIRST_ORDINALS = 1 << 30
 
 
-@dataclass(frozen=True)
-class Limits:
-    """What a server takes.
+class RecoveryProgress(NamedTuple):
+    """How far the loading of the log is.
 
     Attributes:
-        message_bytes: the largest message.
-        table_bytes: the most memory that the preallocated columns of a table may take.
-        weights_bytes: the largest weights.
+        table: that is being loaded.
+        entries_loaded: of all tables, so far.
+        entries_total: of all tables.
     """
 
-    message_bytes: int
-    table_bytes: int
-    weights_bytes: int
+    table: str
+    entries_loaded: int
+    entries_total: int
 
 
 class Catalog:
@@ -57,9 +60,16 @@ class Catalog:
         self._limits = limits
         self._rng = rng
         self._tables: dict[str, ServedTable] = {}
-        self._creating = asyncio.Lock()
+        self._saved: dict[str, Mapping[str, int]] = {}  # counters by table
+        self._changing = asyncio.Lock()
         self._metrics: ServerMetrics | None = None
+        self._recovery: RecoveryProgress | None = None
         commit.keep(self._keep)
+
+    @property
+    def recovery(self) -> RecoveryProgress | None:
+        """How far `recover` is; None before and after."""
+        return self._recovery
 
     def tables(self) -> list[ServedTable]:
         """All tables, in the order in which they came."""
@@ -76,85 +86,251 @@ class Catalog:
             raise Refusal(Reason.UNKNOWN_TABLE, f"no table {name[:64]!r}; there are {sorted(self._tables) or 'none'}")
         return table
 
+    # --- at the start ------------------------------------------------------------------------------------------------
+
     async def recover(self, metrics: ServerMetrics) -> None:
         """Bring back all tables.
 
         Raises:
             redis.RedisError: Redis does not answer.
-            LogError: the log is damaged.
+            LogError: the log is damaged, or of another version.
         """
         self._metrics = metrics
         await self._store.run(self._log.chain.begin)
         configs = await self._store.run(self._log.load_tables)
+        limiters = await self._store.run(self._log.load_rate_limiters)
+        total = 0
         for config in configs:
-            if config.durability is Durability.REDIS:
-                recovered = await self._store.run(recover_table, self._log, config, self._rng)
-            else:
-                recovered = self._empty(config)
-            self._serve(recovered, metrics)
-            logger.info("table %s holds %d steps", config.name, recovered.table.num_steps)
+            _check_strategies_of_log(config)
+            total += await self._store.run(self._log.num_entries, config.name)
+        self._recovery = RecoveryProgress("", 0, total)
+        for config in configs:
+            await self._recover(config, limiters.get(config.name))
+        self._recovery = None
 
-    def _empty(self, config: TableConfig) -> Recovered:
-        if config.durability is Durability.REDIS:
-            return Recovered(Table(config, self._rng), ())
-        # Nothing tells which keys an earlier life of the table gave out: begin at a generation that it hardly had.
-        generation = int(self._rng.integers(1 << 30))
-        return Recovered(Table(config, self._rng, generation * config.capacity), ())
+    async def _recover(self, config: TableConfig, rate_limiter: RateLimiterConfig | None) -> None:
+        if config.durability is Durability.MEMORY:
+            self._serve(self._new_table(config), rate_limiter)
+            return
+        assert self._recovery is not None
+        progress = self._recovery._replace(table=config.name)
 
-    def _serve(self, recovered: Recovered, metrics: ServerMetrics) -> None:
-        config = recovered.table.config
-        served = ServedTable(recovered.table, self._commit, metrics.of_table(config.name), self._limits.message_bytes)
-        if config.durability is Durability.REDIS:
-            self._commit.add_table(served, recovered.evicted)
-        self._tables[config.name] = served
+        def loaded(number: int) -> None:
+            nonlocal progress
+            progress = progress._replace(entries_loaded=progress.entries_loaded + number)
+            self._recovery = progress
+
+        loaded(0)
+        recovered = await self._store.run(recover_table, self._log, config, self._rng, loaded)
+        served = self._serve(recovered.table, rate_limiter, _limiter_counts(recovered.state))
+        self._commit.add_table(recovered_log(self._log, served, recovered))
+        logger.info("table %s holds %d steps", config.name, recovered.table.num_steps)
+        if config.durability is Durability.FSYNC and not self._commit.gives_fsync:
+            logger.warning("table %s promises fsync, which Redis does not give now: inserts are refused", config.name)
+
+    def _new_table(self, config: TableConfig) -> Table:
+        # Nothing tells which keys an earlier table of that name gave out: begin with one that it hardly had.
+        first = int(self._rng.integers(_FIRST_ORDINALS))
+        return Table(config, self._rng, logged=_is_logged(config), first_ordinal=first)
+
+    def _serve(
+        self, table: Table, rate_limiter: RateLimiterConfig | None, counts: LimiterCounts | None = None
+    ) -> ServedTable:
+        assert self._metrics is not None, "recover() comes first"
+        name = table.config.name
+        served = ServedTable(table, self._commit, self._metrics.of_table(name), rate_limiter, counts)
+        self._tables[name] = served
+        return served
+
+    # --- changing ----------------------------------------------------------------------------------------------------
 
     async def create(self, config: TableConfig) -> bool:
         """Create a table, or confirm that it exists as given; whether it is new.
 
         Raises:
-            Refusal: TABLE_CONFLICT, BAD_CONFIG for one too large, STORE_UNAVAILABLE.
+            Refusal: TABLE_CONFLICT, BAD_CONFIG for an unknown strategy or one too large, NOT_DURABLE,
+                STORE_UNAVAILABLE.
         """
-        async with self._creating:
+        async with self._changing:
             existing = self._tables.get(config.name)
             if existing is not None:
                 _check_same(existing.table.config, config)
                 return False
-            self._check_size(config)
-            await self._commit.write([self._log.table_command(config)])
-            assert self._metrics is not None, "recover() comes first"
-            self._serve(self._empty(config), self._metrics)
-            logger.info("created table %s with capacity %d steps", config.name, config.capacity)
+            self._check_new(config)
+            await self._commit.write(self._log.new_table_commands(config))
+            served = self._serve(self._new_table(config), None)
+            if served.logged:
+                self._commit.add_table(new_log(self._log, served))
+            size = memory_of(config) / 2**20
+            logger.info(
+                "created table %s with capacity %d steps, which take %.0f MiB", config.name, config.capacity, size
+            )
             return True
 
-    def _keep(self) -> list[Command]:
-        """What Redis must hold of the tables besides their logs."""
-        for served in self.tables():
-            count_all_as_changed(served.table)
-        return [self._log.table_command(served.table.config) for served in self.tables()]
-
-    def _check_size(self, config: TableConfig) -> None:
-        size = config.capacity * (sum(row_bytes(spec) for spec in config.signature) + _BYTES_PER_SLOT)
+    def _check_new(self, config: TableConfig) -> None:
+        problem = _unknown_strategy(config)
+        if problem:
+            raise Refusal(Reason.BAD_CONFIG, problem)
+        size = memory_of(config)
         if size > self._limits.table_bytes:
             raise Refusal(
                 Reason.BAD_CONFIG,
                 f"capacity {config.capacity} takes {size / 2**30:.1f} GiB; at most "
                 f"{self._limits.table_bytes / 2**30:.1f} GiB are allowed here",
             )
+        if config.durability is Durability.FSYNC and not self._commit.gives_fsync:
+            raise Refusal(
+                Reason.NOT_DURABLE,
+                f"Redis does not give durability fsync: its appendfsync is {self._store.appendfsync!r}; set it to "
+                "'always', or use Redis 7.2 or newer with an append-only file",
+            )
+
+    async def set_rate_limiter(self, name: str, config: RateLimiterConfig) -> None:
+        """Put other limits in force, for good.
+
+        Raises:
+            Refusal: UNKNOWN_TABLE, BAD_CONFIG, STORE_UNAVAILABLE.
+        """
+        async with self._changing:
+            served = self.find(name)
+            try:
+                served.table.config.check_limits(config)
+            except ValueError as error:
+                raise Refusal(Reason.BAD_CONFIG, str(error)) from None
+            await self._commit.write([self._log.rate_limiter_command(name, config)])
+            served.set_rate_limiter(config)
+
+    async def reset(self, name: str) -> int:
+        """Empty a table and forget all that it remembers; returns how many trajectories it held.
+
+        Raises:
+            Refusal: UNKNOWN_TABLE, STORE_UNAVAILABLE; if it is empty then, it stays so.
+        """
+        async with self._changing:
+            old = self.find(name)
+            deleted = 0
+
+            def act() -> None:
+                nonlocal deleted
+                deleted = old.table.num_trajectories
+                old.close(Refusal(Reason.STORE_UNAVAILABLE, f"table {name!r} was reset meanwhile; try again"))
+                config = old.table.config
+                table = Table(config, self._rng, logged=old.logged, first_ordinal=old.table.next_ordinal)
+                new = self._serve(table, old.limiter.config)
+                if new.logged:
+                    self._commit.restart_table(old, new)
+
+            await self._commit.exclusively(act)
+            return deleted
+
+    async def delete(self, name: str) -> None:
+        """Delete a table.
+
+        Raises:
+            Refusal: UNKNOWN_TABLE, STORE_UNAVAILABLE; if it is unknown then, it stays so.
+        """
+        async with self._changing:
+            old = self.find(name)
+
+            def act() -> None:
+                old.close(Refusal(Reason.UNKNOWN_TABLE, f"table {name!r} was deleted"))
+                del self._tables[name]
+                self._saved.pop(name, None)
+                self._commit.drop_table(old)
+                assert self._metrics is not None
+                self._metrics.forget_table(name)
+
+            await self._commit.exclusively(act)
+
+    # --- keeping -----------------------------------------------------------------------------------------------------
+
+    def _keep(self) -> list[Command]:
+        """What Redis must hold of the tables besides their logs."""
+        commands: list[Command] = [self._log.forget_tables_command()]
+        for served in self.tables():
+            config = served.table.config
+            commands.append(self._log.table_command(config))
+            if served.limiter.config != config.rate_limiter:
+                commands.append(self._log.rate_limiter_command(config.name, served.limiter.config))
+            served.table.priorities.mark_changed()
+        self._saved.clear()
+        return commands
 
     async def save_priorities(self) -> None:
-        """Save the priorities that have changed; what cannot be saved now is saved the next time."""
+        """Save priorities and counters that have changed; what cannot be saved now is saved the next time."""
         for served in self.tables():
-            if served.table.config.durability is not Durability.REDIS:
+            if not served.logged:
                 continue
-            taken = take_priorities(served.table)
-            if taken is None:
-                continue
-            key = self._log.priorities_key(served.table.config.name)
-            try:
-                await self._commit.write(priority_commands(key, taken))
-            except Refusal as refusal:
+            name = served.table.config.name
+            taken = take_priorities(served.table, self._commit.first_unsettled_ordinal(served))
+            state = _counts_of(served)
+            commands = priority_commands(self._log, name, taken) if taken else []
+            if state != self._saved.get(name):
+                commands.append(self._log.state_command(name, state))
+            if commands:
+                await self._save(served, taken, state, commands)
+
+    async def _save(
+        self, served: ServedTable, taken: PriorityPages | None, state: Mapping[str, int], commands: list[Command]
+    ) -> None:
+        name = served.table.config.name
+        try:
+            await self._commit.write(commands)
+        except Refusal as refusal:
+            if taken is not None:
                 give_back_priorities(served.table, taken)
-                logger.warning("priorities of table %s were not saved: %s", served.table.config.name, refusal)
+            logger.warning("priorities and counters of table %s were not saved: %s", name, refusal)
+        else:
+            self._saved[name] = state
+
+    async def verify(self, name: str) -> Verification:
+        """Hold the log of a table against memory.
+
+        Raises:
+            Refusal: UNKNOWN_TABLE, STORE_UNAVAILABLE.
+        """
+        served = self.find(name)
+        if not served.logged:
+            return Verification(0, 0, 0, ())
+        return await self._commit.verify(served)
+
+
+def _is_logged(config: TableConfig) -> bool:
+    return config.durability is not Durability.MEMORY
+
+
+def _counts_of(served: ServedTable) -> dict[str, int]:
+    """Counters that are kept now and then, not with every insert."""
+    counts = served.limiter.counts()
+    return {
+        "sampled_positions": served.table.sampled_positions,
+        "removed_trajectories": served.table.removed_trajectories,
+        "limiter_inserted": counts.inserted,
+        "limiter_sampled": counts.sampled,
+        "limiter_origin": -1 if counts.origin is None else counts.origin,
+    }
+
+
+def _limiter_counts(state: Mapping[str, int]) -> LimiterCounts | None:
+    if "limiter_inserted" not in state:
+        return None
+    origin = state["limiter_origin"]
+    return LimiterCounts(state["limiter_inserted"], state["limiter_sampled"], None if origin < 0 else origin)
+
+
+def _unknown_strategy(config: TableConfig) -> str:
+    """Which strategy of a table is not known; empty if all are."""
+    if config.selector not in SELECTORS:
+        return f"selector {config.selector[:40]!r} is not known; there are {', '.join(SELECTORS)}"
+    if config.remover not in REMOVERS:
+        return f"remover {config.remover[:40]!r} is not known; there are {', '.join(REMOVERS)}"
+    return ""
+
+
+def _check_strategies_of_log(config: TableConfig) -> None:
+    problem = _unknown_strategy(config)
+    if problem:
+        raise LogError(f"table {config.name!r} was written by another version: {problem}")
 
 
 def _check_same(existing: TableConfig, given: TableConfig) -> None:

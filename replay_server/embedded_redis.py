@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import redis
 from redis.backoff import NoBackoff
@@ -26,6 +27,9 @@ _LOADING_PAUSE_SECONDS = 0.05
 _LOADING_REPORT_SECONDS = 10.0
 _STOP_SECONDS = 20.0
 _RESTART_PAUSE_SECONDS = 1.0
+_LEAST_WASTE_BYTES = 64 << 20
+_MOST_WASTE_BYTES = 2 << 30
+_CALM_BYTES_PER_SECOND = 32 << 20
 
 # Run in a fresh interpreter that then becomes redis-server: asks the kernel for SIGTERM when the parent dies, however
 # it dies. Not preexec_fn: Python code between fork and exec may deadlock in a process with threads.
@@ -55,6 +59,7 @@ class EmbeddedRedis:
         self._pid_file = self._directory / "redis.pid"
         self._process: subprocess.Popen[bytes] | None = None
         self._started_at = 0.0
+        self._tended = (0.0, 0)  # when, and how large the file was
         self._socket_directory = self._directory
         self._owns_socket_directory = False
 
@@ -111,6 +116,9 @@ class EmbeddedRedis:
             "appendonly": "yes",
             "appendfsync": "always",
             "no-appendfsync-on-rewrite": "no",
+            # A rewrite while much is written slows inserts down to a tenth: `tend` chooses the moment.
+            "auto-aof-rewrite-percentage": "0",
+            "rdbcompression": "no",  # of what is rewritten; costs three times the rest
             "save": "",
             "maxmemory-policy": "noeviction",
         }
@@ -155,6 +163,26 @@ class EmbeddedRedis:
     def _check_alive(self) -> None:
         if self._process is None or self._process.poll() is not None:
             raise ReplayServerError(f"the embedded redis-server ended at once; see {self._directory / 'redis.log'}")
+
+    def tend(self, client: redis.Redis) -> None:
+        """Have it rewrite its append-only file without what is no longer needed, if that pays now; call it often.
+
+        The file is rewritten when half of it is waste and little is being written, or in any case when three quarters
+        are.
+
+        Raises:
+            redis.RedisError: it does not answer.
+        """
+        state = cast("dict[str, int]", client.info("persistence"))
+        size, now = state["aof_current_size"], time.monotonic()
+        tended, size_then = self._tended
+        self._tended = (now, size)
+        needed = cast("dict[str, int]", client.info("memory"))["used_memory"]
+        if state["aof_rewrite_in_progress"] or size < 2 * needed + _LEAST_WASTE_BYTES:
+            return
+        if size - size_then < _CALM_BYTES_PER_SECOND * (now - tended) or size > 4 * needed + _MOST_WASTE_BYTES:
+            logger.info("the embedded Redis rewrites its file of %d MiB", size >> 20)
+            client.bgrewriteaof()
 
     def stop(self) -> None:
         """Let it flush and end; kill it if it does not end in time."""

@@ -2,107 +2,157 @@
 
 What holds, also with a Redis that is restarted or replaced at any moment:
 
-- An acknowledged insert was in Redis when it was acknowledged. As long as Redis keeps what it has acknowledged, or this
-  server lives on, it stays known and, until it is evicted, stored.
+- An acknowledged insert was in Redis when it was acknowledged; of a table with durability `fsync`, on its disk. As long
+  as Redis keeps what it has acknowledged, or this server lives on, it stays known and, until it is removed, stored.
 - If Redis has come back empty or behind, which is noticed at the next write or check, nothing more is acknowledged
-  until Redis has again what memory holds: table configs, trajectories, evicted ids, the newest weights. Priorities
-  follow with their next saving. A server that is killed before this is done loses what Redis had lost.
+  until Redis has again what memory holds: tables, trajectories, removed ids, replaced values, the newest weights.
+  Priorities follow with their next saving. A server that is killed before this is done loses what Redis had lost.
+- What became of a write whose answer was lost is known before anything more is acknowledged, and memory follows it.
 - If another server has begun under the same prefix, nothing more is written and `run` ends with the reason.
 """
 
 import asyncio
-import contextlib
-import logging
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from typing import Concatenate, NamedTuple, ParamSpec, Protocol
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import NamedTuple
 
+import numpy as np
 import redis
+from numpy.typing import NDArray
 
-from replay_server.block import Block, decode_insert
-from replay_server.errors import Refusal, ReplayServerError, TakenOverError
-from replay_server.redis_log import Append, Entry, RedisLog, Trim
+from replay_server.block import Block
+from replay_server.errors import Refusal
+from replay_server.log_writer import LogWriter, Write
+from replay_server.redis_log import RedisLog
 from replay_server.redis_store import RedisStore
-from replay_server.rewriting import rewrite_log
-from replay_server.table import Stored, Table
+from replay_server.table_log import LoggedTable, TableLog
+from replay_server.verification import Check, Verification, verify_table
 from replay_server.write_chain import Command
+from zero.tables import Durability
 from zero.wire.codec import Reason
 
-logger = logging.getLogger(__name__)
-
 _BATCH_BYTES = 16 << 20
-_RECONNECT_SECONDS = 0.25
-
-P = ParamSpec("P")
 
 
-class LoggedTable(Protocol):
-    """A table whose blocks go through the log first."""
+class Part(NamedTuple):
+    """What goes into one table.
 
-    @property
-    def table(self) -> Table:
-        """The table in memory; only `apply` may append to it."""
-        ...
+    Attributes:
+        target: the table.
+        block: records that are new.
+    """
 
-    def apply(self, block: Block, entry: str) -> Sequence[Stored]:
-        """Store a block that the log holds as this entry; returns what was evicted."""
-        ...
-
-    def take_over(self, block: Block, entry: str) -> Sequence[Stored]:
-        """The same for a block that nobody waits for."""
-        ...
-
-
-class _Commit(NamedTuple):
     target: LoggedTable
     block: Block
+
+
+class _Waiting(NamedTuple):
+    """What waits for its turn.
+
+    Attributes:
+        parts: to be stored, all or none.
+        act: to be done, with nothing else under way, before this is written alone.
+        done: its outcome.
+    """
+
+    parts: Sequence[Part]
+    act: Callable[[], None] | None
     done: "asyncio.Future[None]"
 
 
 class GroupCommit:
-    """Writes blocks to the log, one batch at a time, and applies each batch to its tables in the order of the log.
+    """Writes blocks to the log, one batch at a time, and stores each batch in its tables in the order of the log.
 
-    While Redis is away every write fails at once. Before it goes on afterwards, the tables take over what the log has
-    and they do not: batches whose outcome was unknown; and Redis gets what it has lost.
+    While Redis is away every write fails at once.
     """
 
     def __init__(self, store: RedisStore, log: RedisLog, observe_seconds: Callable[[float], None]) -> None:
         """observe_seconds is called with the duration of every round trip."""
         self._store = store
         self._log = log
+        self._writer = LogWriter(store, log)
         self._observe_seconds = observe_seconds
-        self._tables: dict[str, LoggedTable] = {}
-        self._kept: list[Callable[[], Sequence[Command]]] = []
-        self._waiting: deque[_Commit] = deque()
-        self._evicted: dict[str, list[Stored]] = {}
+        self._waiting: deque[_Waiting] = deque()
         self._wake = asyncio.Event()
-        self._down_because = ""
-        self._closing = False
+        self._closing = asyncio.Event()
 
     @property
     def down_because(self) -> str:
         """Why Redis is away; empty while it is there."""
-        return self._down_because
+        return self._writer.down_because
 
-    def add_table(self, target: LoggedTable, evicted: Sequence[Stored]) -> None:
-        """Commit for a table whose state is that of the log; evicted is still to be trimmed."""
-        name = target.table.config.name
-        self._tables[name] = target
-        if evicted:
-            self._evicted[name] = list(evicted)
+    @property
+    def gives_fsync(self) -> bool:
+        """Whether tables can have durability `fsync` now."""
+        return self._store.gives_fsync
+
+    def add_table(self, table: TableLog) -> None:
+        """Commit for a durable table."""
+        self._writer.tables[table.table.config.name] = table
 
     def keep(self, commands: Callable[[], Sequence[Command]]) -> None:
         """Note what Redis must hold besides the log: these commands are executed again when it has lost data."""
-        self._kept.append(commands)
+        self._writer.keep(commands)
 
-    async def write(self, commands: Sequence[Command]) -> None:
-        """Write what is no insert, all or none.
+    def first_unsettled_ordinal(self, target: LoggedTable) -> int:
+        """All chunks of a durable table before this one are stored, or never will be."""
+        return self._log_of(target).first_unsettled_ordinal
+
+    # --- writes that are no inserts ----------------------------------------------------------------------------------
+
+    async def write(self, commands: Sequence[Command] = ()) -> None:
+        """Write what is no insert, all or none; also what was removed from tables.
 
         Raises:
             Refusal: STORE_UNAVAILABLE; it may have been written all the same.
         """
-        await self._attempt(self._log.chain.write, commands)
+        await self._write(Write(commands, _nothing, _nothing))
+
+    async def flush_removed(self, target: LoggedTable) -> None:
+        """Return when the log has noted what was removed from a durable table.
+
+        Raises:
+            Refusal: STORE_UNAVAILABLE; it will be noted later. UNKNOWN_TABLE.
+        """
+        self._log_of(target)
+        await self._write(Write((), _nothing, _nothing, _must_flush([target])))
+
+    async def update_columns(
+        self, target: LoggedTable, keys: NDArray[np.uint64], columns: Mapping[str, NDArray[np.generic]]
+    ) -> tuple[int, int]:
+        """Replace values [N, *shape] of some columns of the steps of a durable table that keys [N] name, none twice.
+
+        Returns:
+            How many were replaced, and how many keys name nothing stored.
+
+        Raises:
+            Refusal: STORE_UNAVAILABLE, NOT_DURABLE, and they may be replaced all the same; UNKNOWN_TABLE.
+        """
+        self._check_durable([target])
+        log = self._log_of(target)
+        outcome = (0, 0)
+
+        def apply() -> None:
+            nonlocal outcome
+            outcome = log.update(keys, columns)
+
+        await self._write(Write(log.update_commands(keys, columns), apply, _nothing, _must_flush([target])))
+        return outcome
+
+    async def verify(self, target: LoggedTable) -> Verification:
+        """Hold the log of a durable table against memory.
+
+        Raises:
+            Refusal: STORE_UNAVAILABLE, UNKNOWN_TABLE.
+        """
+        check = Check(self._log_of(target))
+        await self.flush_removed(target)
+        try:
+            return await verify_table(self._store, self._log, check)
+        except redis.RedisError as error:
+            raise Refusal(Reason.STORE_UNAVAILABLE, f"Redis did not answer: {error}") from None
 
     async def check(self) -> None:
         """Find out, also when nothing is inserted, whether Redis has come back empty or another server has begun.
@@ -110,29 +160,81 @@ class GroupCommit:
         Raises:
             Refusal: STORE_UNAVAILABLE.
         """
-        await self._attempt(self._log.chain.check)
-
-    async def _attempt(
-        self, act: Callable[Concatenate[redis.Redis, P], None], *arguments: P.args, **keywords: P.kwargs
-    ) -> None:
-        if self._down_because:
-            raise _unavailable(self._down_because)
         try:
-            await self._store.run(act, *arguments, **keywords)
-        except redis.RedisError as error:
-            self._fail((), error)
-            raise _unavailable(self._down_because) from None
+            await self._writer.check()
+        except Refusal:
+            self._notice()
+            raise
 
-    def commit(self, target: LoggedTable, block: Block) -> "asyncio.Future[None]":
-        """A future that is done when the block is in the log and the table; cancelling it changes nothing.
+    async def _write(self, write: Write) -> None:
+        try:
+            await self._writer.write(write)
+        except Refusal:
+            self._notice()
+            raise
+
+    def _check_durable(self, targets: Sequence[LoggedTable]) -> None:
+        if _must_flush(targets) and not self._store.gives_fsync:
+            raise Refusal(
+                Reason.NOT_DURABLE,
+                f"the table promises what Redis does not give now: its appendfsync is {self._store.appendfsync!r}; set "
+                "it to 'always', or use Redis 7.2 or newer with an append-only file",
+            )
+
+    # --- tables that begin again or end ------------------------------------------------------------------------------
+
+    async def exclusively(self, act: Callable[[], None]) -> None:
+        """Act when everything that waits has been committed and nothing is under way, then write what that changed.
 
         Raises:
-            Refusal: STORE_UNAVAILABLE, also through the future; nothing was stored.
+            Refusal: STORE_UNAVAILABLE; if it has acted, that is written later.
         """
+        await asyncio.shield(self._enqueue((), act))
+
+    def restart_table(self, old: LoggedTable, new: LoggedTable) -> None:
+        """Within `exclusively`: an empty table takes the place of a durable one."""
+        name = old.table.config.name
+        self._writer.tables[name] = self._writer.tables[name].restarted(new)
+        self._refuse_waiting_for(old, _was_reset(name))
+
+    def drop_table(self, old: LoggedTable) -> None:
+        """Within `exclusively`: a table is no more."""
+        name = old.table.config.name
+        log = self._writer.tables.pop(name, None)
+        self._writer.drop([*self._log.drop_table_commands(name), *(log.wipe_commands() if log else ())])
+        self._refuse_waiting_for(old, Refusal(Reason.UNKNOWN_TABLE, f"table {name!r} was deleted"))
+
+    def _refuse_waiting_for(self, target: LoggedTable, refusal: Refusal) -> None:
+        refused = [one for one in self._waiting if any(part.target is target for part in one.parts)]
+        self._waiting = deque(one for one in self._waiting if one not in refused)
+        _refuse(refused, refusal)
+
+    # --- inserts -----------------------------------------------------------------------------------------------------
+
+    def commit(self, parts: Sequence[Part]) -> "asyncio.Future[None]":
+        """A future that is done when blocks are in the log and in their durable tables, all or none.
+
+        Cancelling it changes nothing. For every block the target is told in the end that it was stored or abandoned;
+        when an answer of Redis is lost, the future fails at once and this follows when Redis is back.
+
+        Args:
+            parts: one per table.
+
+        Raises:
+            Refusal: STORE_UNAVAILABLE, NOT_DURABLE, UNKNOWN_TABLE, and the targets are told nothing; or through the
+                future.
+        """
+        for part in parts:
+            self._log_of(part.target)
+        self._check_durable([part.target for part in parts])
+        return self._enqueue(parts, None)
+
+    def _enqueue(self, parts: Sequence[Part], act: Callable[[], None] | None) -> "asyncio.Future[None]":
+        self._writer.check_up()
+        if self._closing.is_set():
+            raise Refusal(Reason.STORE_UNAVAILABLE, "the server is stopping")
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        if self._down_because or self._closing:
-            raise _unavailable(self._down_because or "the server is stopping")
-        self._waiting.append(_Commit(target, block, done))
+        self._waiting.append(_Waiting(parts, act, done))
         self._wake.set()
         return done
 
@@ -142,127 +244,105 @@ class GroupCommit:
         Raises:
             TakenOverError: nothing can be committed any more.
         """
-        while not (self._closing and not self._waiting):
+        while not (self._closing.is_set() and not self._waiting):
             await self._wake.wait()
             self._wake.clear()
-            while self._waiting and not self._down_because:
-                await self._commit_batch(self._take_batch())
-            if self._down_because:
-                await self._come_back()
+            while self._waiting and not self.down_because:
+                await self._commit_batch()
+            if self.down_because:
+                await self._writer.come_back(self._closing)
 
-    def _take_batch(self) -> list[_Commit]:
-        batch = [self._waiting.popleft()]
-        size = len(batch[0].block.message)
-        while self._waiting and size + len(self._waiting[0].block.message) <= _BATCH_BYTES:
-            size += len(self._waiting[0].block.message)
-            batch.append(self._waiting.popleft())
-        return batch
-
-    async def _commit_batch(self, batch: Sequence[_Commit]) -> None:
-        appends = _appends(batch)
-        trims = self._take_trims()
+    async def _commit_batch(self) -> None:
+        batch, commands = self._take_batch()
+        targets = [part.target for one in batch for part in one.parts]
+        tables = list({id(target): self._log_of(target) for target in targets}.values())
+        commands += [table.state_command() for table in tables]
+        write = Write(commands, partial(_store_placed, tables), partial(_abandon_placed, tables), _must_flush(targets))
         started = time.perf_counter()
         try:
-            entries = await self._store.run(self._log.append, appends, trims)
-        except redis.RedisError as error:
-            for trim in trims:
-                self._evicted.setdefault(trim.table, [])[:0] = trim.evicted
-            self._fail(batch, error)
-            return
-        self._observe_seconds(time.perf_counter() - started)
-        for commit, entry in zip(batch, entries, strict=True):
-            self._note(commit.target, commit.target.apply(commit.block, entry))
-            if not commit.done.done():
-                commit.done.set_result(None)
+            await self._write(write)
+        except Refusal as refusal:
+            for one in batch:
+                _fail(one.done, refusal)
+        else:
+            self._observe_seconds(time.perf_counter() - started)
+            for one in batch:
+                if not one.done.done():
+                    one.done.set_result(None)
 
-    def _take_trims(self) -> list[Trim]:
-        trims = [Trim(name, self._tables[name].table.first_entry, evicted) for name, evicted in self._evicted.items()]
-        self._evicted = {}
-        return trims
+    def _take_batch(self) -> tuple[list[_Waiting], list[Command]]:
+        """What is written together, placed, and the commands that write it."""
+        batch: list[_Waiting] = []
+        commands: list[Command] = []
+        size = 0
+        while self._waiting:
+            one = self._waiting[0]
+            size += sum(len(part.block.message) for part in one.parts)
+            if batch and (one.act is not None or size > _BATCH_BYTES or not all(map(_can_place, one.parts))):
+                break
+            batch.append(self._waiting.popleft())
+            if one.act is not None:
+                one.act()
+                break
+            commands += [self._log_of(target).place(block) for target, block in one.parts]
+        return batch, commands
 
-    def _note(self, target: LoggedTable, evicted: Sequence[Stored]) -> None:
-        if evicted:
-            self._evicted.setdefault(target.table.config.name, []).extend(evicted)
+    def _log_of(self, target: LoggedTable) -> TableLog:
+        name = target.table.config.name
+        log = self._writer.tables.get(name)
+        if log is None:
+            raise Refusal(Reason.UNKNOWN_TABLE, f"table {name!r} was deleted")
+        if log.target is not target:
+            raise _was_reset(name)
+        return log
 
-    def _fail(self, batch: Sequence[_Commit], error: Exception) -> None:
-        self._down_because = _line(error)
-        logger.error("Redis is away, inserts are refused until it is back: %s", self._down_because)
-        for commit in (*batch, *self._waiting):
-            if not commit.done.done():
-                commit.done.set_exception(_unavailable(self._down_because))
-                commit.done.exception()  # a caller that has gone away does not come for it
-        self._waiting.clear()
-        self._wake.set()
-
-    async def _come_back(self) -> None:
-        while not self._closing:
-            kept = [command for commands in self._kept for command in commands()]
-            try:
-                await self._store.connect()
-                found = await self._store.run(self._settle, kept)
-            except TakenOverError as error:
-                self._down_because = str(error)
-                raise
-            except (redis.RedisError, ReplayServerError) as error:
-                self._down_because = _line(error)
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._wake.wait(), _RECONNECT_SECONDS)
-                self._wake.clear()
-                continue
-            for name, entries in found.items():
-                self._take_over(self._tables[name], entries)
-            self._down_because = ""
-            logger.warning("Redis is back")
-            return
-
-    def _settle(self, client: redis.Redis, kept: Sequence[Command]) -> dict[str, list[Entry]]:
-        """On the thread of the store: end everything under way, give back what is lost, read what is not known."""
-        chain = self._log.chain
-        chain.resume(client)
-        tables = {name: target.table for name, target in self._tables.items()}
-        last_entries = {name: table.last_entry for name, table in tables.items()}
-        found = {name: list(self._log.read(client, name, last)) for name, last in last_entries.items()}
-        if chain.has_lost:
-            logger.error("Redis has lost what it had acknowledged; it gets everything again that memory holds")
-            chain.write(client, kept)
-            for name, table in tables.items():
-                number = 0 if found[name] else rewrite_log(client, self._log, table)
-                logger.warning("table %s: wrote %d trajectories again", name, number)
-            chain.has_lost = False
-        return found
-
-    def _take_over(self, target: LoggedTable, entries: Sequence[Entry]) -> None:
-        table = target.table
-        for entry in entries:
-            block = decode_insert(entry.message, table.config.signature)
-            logger.info("entry %s of table %s had reached the log", entry.entry, table.config.name)
-            self._note(target, target.take_over(block, entry.entry))
+    def _notice(self) -> None:
+        """Refuse who waits if Redis has just gone away."""
+        if self.down_because:
+            waiting, self._waiting = self._waiting, deque()
+            _refuse(waiting, self._writer.unavailable())
+            self._wake.set()
 
     def close(self) -> None:
         """Let `run` commit what waits, then end."""
-        self._closing = True
+        self._closing.set()
         self._wake.set()
 
 
-def _appends(batch: Sequence[_Commit]) -> list[Append]:
-    """The entries of a batch; positions go on where the table, then the block before, ends."""
-    position: dict[str, int] = {}
-    ordinal: dict[str, int] = {}
-    appends: list[Append] = []
-    for target, block, _ in batch:
-        table = target.table
-        name = table.config.name
-        start = position.get(name, table.head)
-        first = ordinal.get(name, table.inserted_trajectories)
-        appends.append(Append(name, start, first, [record.digest for record in block.records], block.message))
-        position[name] = start + block.num_steps
-        ordinal[name] = first + len(block.records)
-    return appends
+def _nothing() -> None:
+    pass
 
 
-def _line(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0]
+def _store_placed(tables: Iterable[TableLog]) -> None:
+    for table in tables:
+        table.store_placed()
 
 
-def _unavailable(because: str) -> Refusal:
-    return Refusal(Reason.STORE_UNAVAILABLE, f"Redis did not take it: {because}")
+def _abandon_placed(tables: Iterable[TableLog]) -> None:
+    for table in tables:
+        table.abandon_placed()
+
+
+def _must_flush(targets: Iterable[LoggedTable]) -> bool:
+    return any(target.table.config.durability is Durability.FSYNC for target in targets)
+
+
+def _was_reset(name: str) -> Refusal:
+    return Refusal(Reason.STORE_UNAVAILABLE, f"table {name!r} was reset meanwhile; try again")
+
+
+def _can_place(part: Part) -> bool:
+    return part.target.table.can_place(part.block)
+
+
+def _refuse(waiting: Iterable[_Waiting], refusal: Refusal) -> None:
+    for one in waiting:
+        for target, block in one.parts:
+            target.abandoned(block)
+        _fail(one.done, refusal)
+
+
+def _fail(done: "asyncio.Future[None]", refusal: Refusal) -> None:
+    if not done.done():
+        done.set_exception(refusal)
+        done.exception()  # a caller that has gone away does not come for it

@@ -1,71 +1,40 @@
-"""The durable log: one Redis stream per table, one entry per insert call, trimmed as trajectories are evicted.
+"""The durable log: one Redis stream per table, one entry per insert call, and what belongs to it.
 
-Layout, under a prefix: `last_write`, see write_chain.py; `tables` hash of name to TableConfig; `log:<table>` stream;
-`evicted:<table>` list of digest + id; `priorities:<table>` float32 by slot. The id of a stream entry is
-`<epoch>-<number>`, given by the server; ids grow. Every write is a link of the chain: once a new epoch has begun, a
-command that was under way before either is in the log or never will be, and what is in the log is the truth.
+Layout, under a prefix:
+
+- `last_write`: see write_chain.py.
+- `tables`, `rate_limiters`: hashes of name to TableConfig and, where it was changed since, RateLimiterConfig.
+- `log:<table>`: the stream. An id is `<epoch>-<number>`, given by the server, and grows; field `h` is a header, see
+  log_entry.py, field `m` the InsertRequest as it came.
+- `removed:<table>`: set of the ordinals of chunks that are no longer stored although their entry is still there.
+- `evicted:<table>`: list of the trajectories removed last.
+- `state:<table>`: hash of counters.
+- `priorities:<table>`, `priorities:<table>:state`: see priority_log.py.
+- `updated:<table>`, `column:<table>:<page>:<column>`: see column_log.py.
 """
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, cast
+from typing import cast
 
 import redis
 
 from replay_server.block import DIGEST_BYTES
-from replay_server.table import KNOWN_EVICTED, Stored
-from replay_server.write_chain import Command, WriteChain
-from zero.tables import TableConfig
+from replay_server.log_entry import EntryHeader, LogError, pack_header, unpack_header
+from replay_server.stored import KNOWN_REMOVED, Removed, StoredChunk
+from replay_server.write_chain import Command, WriteChain, order_of
+from zero.tables import RateLimiterConfig, TableConfig
 from zero.wire import codec, replay_pb2
 
-# Layout, position of the first step, trajectories inserted before, number of trajectories. The digests of their
-# contents follow; in the layout of what was written again, those of the incomplete contents after them; the message.
-_HEADER = struct.Struct("<BQQI")
-_AS_INSERTED = 1
-_WRITTEN_AGAIN = 2
-_VALUES_PER_COMMAND = 1000  # a script cannot take many more words at once
-_FIELD = b"insert"
+_HEADER, _MESSAGE = b"h", b"m"
+_VALUES_PER_COMMAND = 1000
 _CHUNK_BYTES = 8 << 20
-_RawEntry = tuple[bytes, dict[bytes, bytes]]
+_EVICTED = struct.Struct("<?I")  # open, number of chunks; the chunks follow, then the id
+_EVICTED_CHUNK = struct.Struct(f"<II{DIGEST_BYTES}s")  # first step, number of steps, digest
 
-
-class LogError(Exception):
-    """The log holds what this server did not write; one line."""
-
-
-class Append(NamedTuple):
-    """An entry to be written.
-
-    Attributes:
-        table: whose.
-        position: of the first step.
-        ordinal: trajectories inserted before.
-        digests: of its trajectories.
-        message: the InsertRequest.
-        written_digests: of the trajectories as they are in the message, where this is less than was inserted.
-    """
-
-    table: str
-    position: int
-    ordinal: int
-    digests: Sequence[bytes]
-    message: bytes
-    written_digests: Sequence[bytes] = ()
-
-
-class Trim(NamedTuple):
-    """What a table no longer holds.
-
-    Attributes:
-        table: whose.
-        first_entry: the oldest entry still needed.
-        evicted: trajectories to be known as evicted.
-    """
-
-    table: str
-    first_entry: str
-    evicted: Sequence[Stored]
+RawEntry = tuple[bytes, dict[bytes, bytes]]
+"""Id and fields of an entry as Redis gives them."""
 
 
 @dataclass(frozen=True)
@@ -74,23 +43,17 @@ class Entry:
 
     Attributes:
         entry: its id.
-        position: of the first step.
-        ordinal: trajectories inserted before.
-        digests: of its trajectories.
-        written_digests: of the trajectories as they are in the message.
+        header: what it holds.
         message: the InsertRequest.
     """
 
     entry: str
-    position: int
-    ordinal: int
-    digests: Sequence[bytes]
-    written_digests: Sequence[bytes]
+    header: EntryHeader
     message: bytes
 
 
 class RedisLog:
-    """The log of all tables. Methods take the client, talk to Redis and raise redis.RedisError as it comes.
+    """The log of all tables. Methods that take the client talk to Redis and raise redis.RedisError as it comes.
 
     Attributes:
         chain: makes every write depend on the one before it.
@@ -101,97 +64,174 @@ class RedisLog:
         self._prefix = prefix
         self.chain = WriteChain(prefix)
 
-    def _key(self, *parts: str) -> str:
+    def key(self, *parts: str) -> str:
+        """A key of the layout."""
         return ":".join((self._prefix, *parts))
 
-    def priorities_key(self, table: str) -> str:
-        """The key under which a table's priorities are saved."""
-        return self._key("priorities", table)
+    # --- tables ------------------------------------------------------------------------------------------------------
 
     def load_tables(self, client: redis.Redis) -> list[TableConfig]:
         """The configs of all tables, by name."""
-        stored = cast("dict[bytes, bytes]", client.hgetall(self._key("tables")))
+        stored = cast("dict[bytes, bytes]", client.hgetall(self.key("tables")))
         return [codec.decode_table_config(replay_pb2.TableConfig.FromString(stored[name])) for name in sorted(stored)]
+
+    def load_rate_limiters(self, client: redis.Redis) -> dict[str, RateLimiterConfig]:
+        """By name of the table, where they are no longer those that the table was created with."""
+        stored = cast("dict[bytes, bytes]", client.hgetall(self.key("rate_limiters")))
+        messages = {name.decode(): replay_pb2.RateLimiterConfig.FromString(value) for name, value in stored.items()}
+        return {name: codec.decode_rate_limiter(message) for name, message in messages.items()}
 
     def table_command(self, config: TableConfig) -> Command:
         """Keeps the config of a table."""
-        return "HSET", self._key("tables"), config.name, codec.encode_table_config(config).SerializeToString()
+        return "HSET", self.key("tables"), config.name, codec.encode_table_config(config).SerializeToString()
 
-    def append(self, client: redis.Redis, appends: Sequence[Append], trims: Sequence[Trim]) -> list[str]:
-        """Write entries and trim, all or none, in one round trip; returns the ids of the entries."""
-        entries = self.chain.next_entries(len(appends))
-        commands: list[Command] = []
-        for append, entry in zip(appends, entries, strict=True):
-            layout = _WRITTEN_AGAIN if append.written_digests else _AS_INSERTED
-            header = _HEADER.pack(layout, append.position, append.ordinal, len(append.digests))
-            value = b"".join((header, *append.digests, *append.written_digests, append.message))
-            commands.append(("XADD", self._key("log", append.table), entry, _FIELD, value))
-        for trim in trims:
-            commands.append(self._trim_command(trim.table, trim.first_entry))
-            commands += self._evicted_commands(trim.table, [(one.trajectory_id, one.digest) for one in trim.evicted])
-        self.chain.write(client, commands, len(entries))
-        return entries
+    def rate_limiter_command(self, table: str, config: RateLimiterConfig) -> Command:
+        """Keeps the limits of a table."""
+        return "HSET", self.key("rate_limiters"), table, codec.encode_rate_limiter(config).SerializeToString()
 
-    def rewrite_evicted(
-        self, client: redis.Redis, table: str, first_entry: str, evicted: Sequence[tuple[str, bytes]]
-    ) -> None:
-        """Trim before an entry and replace the whole list of evicted trajectories, given by id and digest."""
-        commands: list[Command] = [self._trim_command(table, first_entry)] if first_entry else []
-        commands.append(("DEL", self._key("evicted", table)))
-        self.chain.write(client, [*commands, *self._evicted_commands(table, evicted)])
+    def new_table_commands(self, config: TableConfig) -> list[Command]:
+        """Keeps the config of a table that begins now, whatever is left of an earlier one."""
+        forget: Command = ("HDEL", self.key("rate_limiters"), config.name)
+        return [*self.wipe_commands(config.name), forget, self.table_command(config)]
 
-    def _trim_command(self, table: str, first_entry: str) -> Command:
-        return "XTRIM", self._key("log", table), "MINID", first_entry
+    def forget_tables_command(self) -> Command:
+        """Forgets all tables, for they are going to be kept again."""
+        return "UNLINK", self.key("tables"), self.key("rate_limiters")
 
-    def _evicted_commands(self, table: str, evicted: Sequence[tuple[str, bytes]]) -> list[Command]:
-        key = self._key("evicted", table)
-        values = [digest + trajectory_id.encode() for trajectory_id, digest in evicted]
-        starts = range(0, len(values), _VALUES_PER_COMMAND)
-        pushes: list[Command] = [("RPUSH", key, *values[i : i + _VALUES_PER_COMMAND]) for i in starts]
-        return [*pushes, ("LTRIM", key, -KNOWN_EVICTED, -1)]
+    def drop_table_commands(self, table: str) -> list[Command]:
+        """Forget a table; what it holds is another matter, see `wipe_commands`."""
+        return [("HDEL", self.key("tables"), table), ("HDEL", self.key("rate_limiters"), table)]
 
-    def read(self, client: redis.Redis, table: str, after: str) -> Iterator[Entry]:
-        """The entries after one, in order; all of them with an empty `after`.
+    def wipe_commands(self, table: str) -> list[Command]:
+        """Delete everything that a table holds and remembers, updated columns aside."""
+        names = ("log", "removed", "evicted", "state", "priorities", "updated")
+        keys = [self.key(name, table) for name in names]
+        return [("UNLINK", *keys, self.key("priorities", table, "state"))]
+
+    # --- state -------------------------------------------------------------------------------------------------------
+
+    def state_command(self, table: str, state: Mapping[str, int]) -> Command:
+        """Keeps counters."""
+        return "HSET", self.key("state", table), *(word for item in state.items() for word in item)
+
+    def load_state(self, client: redis.Redis, table: str) -> dict[str, int]:
+        """The counters that were kept."""
+        stored = cast("dict[bytes, bytes]", client.hgetall(self.key("state", table)))
+        return {name.decode(): int(value) for name, value in stored.items()}
+
+    # --- entries -----------------------------------------------------------------------------------------------------
+
+    def append_command(self, table: str, entry: str, header: EntryHeader, message: bytes) -> Command:
+        """Adds an entry."""
+        return "XADD", self.key("log", table), entry, _HEADER, pack_header(header), _MESSAGE, message
+
+    def trim_command(self, table: str, first_entry: str) -> Command:
+        """Deletes all entries before one."""
+        return "XTRIM", self.key("log", table), "MINID", first_entry
+
+    def delete_commands(self, table: str, entries: Sequence[str]) -> list[Command]:
+        """Deletes entries."""
+        return [("XDEL", self.key("log", table), *part) for part in _parts(entries)]
+
+    def num_entries(self, client: redis.Redis, table: str) -> int:
+        """How many there are."""
+        return client.xlen(self.key("log", table))
+
+    def read(self, client: redis.Redis, table: str) -> Iterator[Entry]:
+        """All entries, in order.
 
         Raises:
-            LogError: an entry that is not of this layout.
+            LogError: an entry that this server did not write; the text names it.
         """
+        for page in self.read_pages(client, table):
+            for entry, fields in page:
+                yield parse_entry(table, entry.decode(), fields)
+
+    def read_pages(self, client: redis.Redis, table: str) -> Iterator[list[RawEntry]]:
+        """All entries as Redis gives them, in order, some MiB at a time."""
+        after = ""
         count = 16
-        while True:
-            start = f"({after}" if after else "-"
-            chunk = cast("list[_RawEntry]", client.xrange(self._key("log", table), start, "+", count))
-            size = 0
-            for entry, fields in chunk:
-                after = entry.decode()
-                value = fields.get(_FIELD, b"")
-                size += len(value)
-                yield _parse(table, after, value)
-            if len(chunk) < count:
-                return
+        while page := self.read_page(client, table, after, count):
+            yield page
+            after = page[-1][0].decode()
+            size = sum(len(fields.get(_MESSAGE, b"")) for _, fields in page)
             count = max(1, min(1024, count * _CHUNK_BYTES // max(size, 1)))
 
-    def last_entry(self, client: redis.Redis, table: str) -> str:
-        """The id of the newest entry; empty without one."""
-        newest = cast("list[_RawEntry]", client.xrevrange(self._key("log", table), count=1))
-        return newest[0][0].decode() if newest else ""
+    def read_page(self, client: redis.Redis, table: str, after: str, count: int) -> list[RawEntry]:
+        """At most so many entries after one, or from the first on, as Redis gives them."""
+        start = f"({after}" if after else "-"
+        return cast("list[RawEntry]", client.xrange(self.key("log", table), start, "+", count))
 
-    def read_evicted(self, client: redis.Redis, table: str) -> list[tuple[str, bytes]]:
-        """Id and digest of the trajectories evicted last, oldest first."""
-        values = cast("list[bytes]", client.lrange(self._key("evicted", table), 0, -1))
-        return [(value[DIGEST_BYTES:].decode(), value[:DIGEST_BYTES]) for value in values]
+    def read_ids(self, client: redis.Redis, table: str) -> list[str]:
+        """The ids of all entries, in order; takes as long as reading the entries."""
+        return [entry.decode() for page in self.read_pages(client, table) for entry, _ in page]
+
+    # --- what is removed ---------------------------------------------------------------------------------------------
+
+    def removed_commands(self, table: str, ordinals: Sequence[int], forgotten: Sequence[int]) -> list[Command]:
+        """Notes the ordinals of chunks that are no longer stored, forgets those whose entry is gone."""
+        key = self.key("removed", table)
+        adds: list[Command] = [("SADD", key, *part) for part in _parts(ordinals)]
+        return [*adds, *(("SREM", key, *part) for part in _parts(forgotten))]
+
+    def read_removed(self, client: redis.Redis, table: str) -> set[int]:
+        """The ordinals of chunks that are no longer stored."""
+        return {int(value) for value in cast("set[bytes]", client.smembers(self.key("removed", table)))}
+
+    def evicted_commands(self, table: str, evicted: Sequence[Removed]) -> list[Command]:
+        """Notes removed trajectories, so that they stay known."""
+        if not evicted:
+            return []
+        key = self.key("evicted", table)
+        pushes: list[Command] = [("RPUSH", key, *part) for part in _parts([_pack_evicted(one) for one in evicted])]
+        return [*pushes, ("LTRIM", key, -KNOWN_REMOVED, -1)]
+
+    def read_evicted(self, client: redis.Redis, table: str) -> list[Removed]:
+        """The trajectories removed last, oldest first."""
+        values = cast("list[bytes]", client.lrange(self.key("evicted", table), 0, -1))
+        return [_unpack_evicted(value) for value in values]
 
 
-def _parse(table: str, entry: str, value: bytes) -> Entry:
-    if len(value) < _HEADER.size or value[0] not in (_AS_INSERTED, _WRITTEN_AGAIN):
-        raise LogError(f"entry {entry} of the log of table {table!r} is not in a layout that this server knows")
-    layout, position, ordinal, number = _HEADER.unpack_from(value)
-    stop = _HEADER.size + number * DIGEST_BYTES
-    digests = _digests(value[_HEADER.size : stop])
-    if layout == _AS_INSERTED:
-        return Entry(entry, position, ordinal, digests, digests, value[stop:])
-    written_stop = stop + number * DIGEST_BYTES
-    return Entry(entry, position, ordinal, digests, _digests(value[stop:written_stop]), value[written_stop:])
+def newest_of(entries: Sequence[str]) -> tuple[int, int]:
+    """The order of the last one of entries in their order; (0, 0) without any."""
+    return order_of(entries[-1]) if entries else (0, 0)
 
 
-def _digests(data: bytes) -> list[bytes]:
-    return [data[i : i + DIGEST_BYTES] for i in range(0, len(data), DIGEST_BYTES)]
+Word = str | bytes | int
+
+
+def _parts(values: Sequence[Word]) -> Iterator[Sequence[Word]]:
+    return (values[i : i + _VALUES_PER_COMMAND] for i in range(0, len(values), _VALUES_PER_COMMAND))
+
+
+def parse_entry(table: str, entry: str, fields: Mapping[bytes, bytes]) -> Entry:
+    """An entry out of its id and fields.
+
+    Raises:
+        LogError: it is damaged, or was written by another version; the text names it.
+    """
+    if _HEADER not in fields:
+        raise LogError(
+            f"entry {entry} of the log of table {table!r} was written by an older version, which keeps its data in "
+            "another layout"
+        )
+    try:
+        return Entry(entry, unpack_header(fields[_HEADER]), fields[_MESSAGE])
+    except LogError as error:
+        raise LogError(f"entry {entry} of the log of table {table!r} is damaged: {error}") from None
+
+
+def _pack_evicted(removed: Removed) -> bytes:
+    chunks = (_EVICTED_CHUNK.pack(chunk.first_step, chunk.num_steps, chunk.digest) for chunk in removed.chunks)
+    prefix = _EVICTED.pack(removed.open, len(removed.chunks))
+    return b"".join((prefix, *chunks, removed.trajectory_id.encode()))
+
+
+def _unpack_evicted(value: bytes) -> Removed:
+    is_open, number = cast("tuple[bool, int]", _EVICTED.unpack_from(value))
+    stop = _EVICTED.size + number * _EVICTED_CHUNK.size
+    chunks = tuple(
+        StoredChunk(first_step, num_steps, digest, "", 0)
+        for first_step, num_steps, digest in _EVICTED_CHUNK.iter_unpack(value[_EVICTED.size : stop])
+    )
+    return Removed(value[stop:].decode(), chunks, is_open)

@@ -15,6 +15,8 @@ from replay_server.errors import ReplayServerError
 
 logger = logging.getLogger(__name__)
 
+_FIRST_WITH_WAITAOF = (7, 2)
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -23,7 +25,9 @@ class RedisStore:
     """A Redis for one thread of its own; everything that talks to Redis goes through `run`.
 
     Attributes:
-        appendfsync: the policy that Redis follows, "unknown" where it does not tell.
+        appendfsync: the policy that Redis follows, "no" without an append-only file, "unknown" where it does not tell.
+        gives_fsync: whether Redis can promise to have flushed a write before it is acknowledged.
+        flushes_itself: whether it does so with every write, without being asked.
     """
 
     def __init__(self, redis_url: str | None, embedded: EmbeddedRedis | None, timeout_seconds: float) -> None:
@@ -34,6 +38,7 @@ class RedisStore:
         self._client: redis.Redis | None = None
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="replay-redis")
         self.appendfsync = "unknown"
+        self.gives_fsync = self.flushes_itself = False
 
     async def run(
         self, function: Callable[Concatenate[redis.Redis, P], R], *arguments: P.args, **keywords: P.kwargs
@@ -70,11 +75,30 @@ class RedisStore:
         else:
             client = _connect_to_url(self._url or "", self._timeout_seconds)
         client.ping()
-        self.appendfsync = _setting(client, "appendfsync")
+        self._read_policy(client)
         policy = _setting(client, "maxmemory-policy")
         if policy not in {"noeviction", "unknown"}:
             logger.warning("Redis has maxmemory-policy %s: it may delete what was acknowledged; use noeviction", policy)
         self._client = client
+
+    def _read_policy(self, client: redis.Redis) -> None:
+        has_file = bool(cast("dict[str, int]", client.info("persistence")).get("aof_enabled"))
+        version = str(cast("dict[str, object]", client.info("server")).get("redis_version", "0"))
+        self.appendfsync = _setting(client, "appendfsync") if has_file else "no"
+        self.flushes_itself = self.appendfsync == "always" and _setting(client, "no-appendfsync-on-rewrite") == "no"
+        can_be_asked = tuple(int(part) for part in version.split(".")[:2]) >= _FIRST_WITH_WAITAOF
+        self.gives_fsync = has_file and (self.flushes_itself or can_be_asked)
+        if not has_file:
+            logger.warning("Redis has no append-only file: what it acknowledges is lost when it ends")
+
+    async def tend(self) -> None:
+        """Keep the file of an embedded Redis small; call it every few seconds.
+
+        Raises:
+            redis.RedisError: Redis does not answer.
+        """
+        if self._embedded is not None:
+            await self.run(self._embedded.tend)
 
     async def close(self) -> None:
         """Disconnect, stop an embedded Redis, end the thread."""
@@ -96,9 +120,10 @@ def _connect_to_url(url: str, timeout_seconds: float) -> redis.Redis:
             socket_timeout=timeout_seconds,
             socket_connect_timeout=timeout_seconds,
         )
-    except ValueError as error:
+    except ValueError:  # whose text may show parts of a password
         raise ReplayServerError(
-            f"the Redis address cannot be used: {error}; write redis://host:port/0 or unix:///path"
+            "the Redis address cannot be used: write redis://host:port/0 or unix:///path, and %-codes for what is "
+            "neither letter nor digit in a password"
         ) from None
 
 

@@ -1,80 +1,126 @@
-"""What memory holds and a Redis that came back empty or behind has lost, written to the log again.
-
-Memory has the steps, the id and the digest of a trajectory. Who played it, its seed, how it ended and its stats were in
-the log only: what is written again lacks them, and carries digests of its own beside those that tell repetitions.
-"""
+"""What memory holds and a Redis that came back empty or behind has lost, planned to be written to the log again."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
-import redis
+import numpy as np
+from numpy.typing import NDArray
 
 from replay_server.block import decode_insert
-from replay_server.redis_log import Append, RedisLog
-from replay_server.table import Stored, Table
-from replay_server.write_chain import order_of
+from replay_server.log_book import LogBook
+from replay_server.log_entry import EntryHeader
+from replay_server.redis_log import RedisLog
+from replay_server.stored import Stored, StoredChunk
+from replay_server.table import Table
+from replay_server.write_chain import Command, order_of
 from zero.trajectories import Trajectory
 from zero.wire import codec, replay_pb2
 
 _ENTRY_BYTES = 1 << 20
-_TRAJECTORY_BYTES = 256  # besides its steps, roughly
+_CHUNK_BYTES = 256  # besides its steps, roughly
 
 
-def rewrite_log(client: redis.Redis, log: RedisLog, table: Table) -> int:
-    """Append what the log of a table lacks, oldest first; returns the number of trajectories.
+class _Lost(NamedTuple):
+    """A stored chunk whose entry Redis has lost.
 
-    The log must hold what the table holds up to some entry, and nothing else. The table is told the new entries before
-    they are written, so that this also holds when it is broken off; it must not change meanwhile.
-
-    Raises:
-        redis.RedisError: some of it may have been written.
+    Attributes:
+        chunk: it.
+        trajectory: the values of its trajectory but the steps.
+        stored_at: Unix time.
+        slots: int32 [steps].
     """
-    newest = order_of(log.last_entry(client, table.config.name))
-    stored = table.stored()
-    num_lost = sum(1 for one in stored if order_of(one.entry) > newest)
-    first = len(stored) - num_lost
-    runs = list(_runs(stored[first:], table.row_bytes))
-    entries = log.chain.next_entries(len(runs))
-    table.move_newest([entry for run, entry in zip(runs, entries, strict=True) for _ in run])
-    start = stored[first - 1].stop if first else table.head - table.num_steps
-    ordinal = table.inserted_trajectories - num_lost
-    for run in runs:
-        log.append(client, [_entry_of(table, run, start, ordinal)], [])
-        start = run[-1].stop
-        ordinal += len(run)
-    log.rewrite_evicted(client, table.config.name, table.first_entry, table.evicted())
-    return num_lost
+
+    chunk: StoredChunk
+    trajectory: Trajectory
+    stored_at: float
+    slots: NDArray[np.int32]
 
 
-def _runs(stored: Sequence[Stored], row_bytes: int) -> Iterator[list[Stored]]:
-    """Consecutive trajectories that share an entry."""
-    run: list[Stored] = []
+@dataclass(frozen=True)
+class Rewriting:
+    """A new entry for chunks whose entry is lost.
+
+    Attributes:
+        entry: its id.
+        chunks: consecutive ones.
+    """
+
+    entry: str
+    chunks: Sequence[_Lost]
+
+    def command(self, log: RedisLog, table: Table) -> Command:
+        """Adds the entry, with the steps as they are in memory."""
+        request = replay_pb2.InsertRequest(table=table.config.name)
+        for lost in self.chunks:
+            whole = replace(lost.trajectory, columns=table.read(lost.slots))
+            request.trajectories.append(codec.encode_trajectory(whole))
+        message = request.SerializeToString()
+        digests = [lost.chunk.digest for lost in self.chunks]
+        written = [record.digest for record in decode_insert(message, table.config.signature).records]
+        header = EntryHeader(
+            np.array([lost.chunk.ordinal for lost in self.chunks], np.int64),
+            np.array([lost.stored_at for lost in self.chunks]),
+            digests,
+            written if written != digests else (),
+            np.concatenate([lost.slots for lost in self.chunks]),
+        )
+        return log.append_command(table.config.name, self.entry, header, message)
+
+
+def plan_rewriting(log: RedisLog, table: Table, book: LogBook, newest: tuple[int, int]) -> list[Rewriting]:
+    """Give new entries to all chunks whose entry comes after the newest one that Redis has.
+
+    The table and the book are told at once, so that it may be broken off anywhere and planned again.
+    """
+    lost = sorted(_lost_chunks(table, newest), key=lambda one: one.chunk.ordinal)
+    runs = list(_runs(lost, sum(table.rings.row_bytes.values())))
+    entries = [log.chain.new_entry() for _ in runs]
+    book.drop_after(newest)
+    moved = {one.chunk.ordinal: entry for run, entry in zip(runs, entries, strict=True) for one in run}
+    for stored in table.trajectories():
+        stored.chunks = [chunk._replace(entry=moved.get(chunk.ordinal, chunk.entry)) for chunk in stored.chunks]
+    for run, entry in zip(runs, entries, strict=True):
+        book.add(entry, len(run))
+    return [Rewriting(entry, run) for run, entry in zip(runs, entries, strict=True)]
+
+
+def _lost_chunks(table: Table, newest: tuple[int, int]) -> Iterator[_Lost]:
+    for stored in table.trajectories():
+        start = 0
+        for chunk in stored.chunks:
+            slots = stored.slots[start : start + chunk.num_steps]
+            start += chunk.num_steps
+            if order_of(chunk.entry) > newest:
+                is_last = chunk is stored.chunks[-1]
+                yield _Lost(chunk, _as_chunk(stored, chunk, is_last=is_last), stored.stored_at, slots)
+
+
+def _as_chunk(stored: Stored, chunk: StoredChunk, *, is_last: bool) -> Trajectory:
+    """A chunk without its steps; what only the last one says is on the last one."""
+    return Trajectory(
+        trajectory_id=stored.trajectory_id,
+        actor_id=stored.actor_id,
+        weights_version=stored.weights_version,
+        episode_seed=stored.episode_seed,
+        terminated=stored.terminated and is_last,
+        truncated=stored.truncated and is_last,
+        columns={},
+        stats=dict(stored.stats) if is_last else {},
+        first_step=chunk.first_step,
+        open=stored.open or not is_last,
+    )
+
+
+def _runs(lost: Sequence[_Lost], row_bytes: int) -> Iterator[list[_Lost]]:
+    """Consecutive chunks that share an entry."""
+    run: list[_Lost] = []
     size = 0
-    for i, one in enumerate(stored):
+    for one in lost:
         run.append(one)
-        steps = one.stop - stored[i - 1].stop if i else 0  # the first one is counted as small; it begins the run
-        size += steps * row_bytes + _TRAJECTORY_BYTES
+        size += one.chunk.num_steps * row_bytes + _CHUNK_BYTES
         if size >= _ENTRY_BYTES:
             yield run
             run, size = [], 0
     if run:
         yield run
-
-
-def _entry_of(table: Table, run: Sequence[Stored], start: int, ordinal: int) -> Append:
-    request = replay_pb2.InsertRequest(table=table.config.name)
-    position = start
-    for one in run:
-        trajectory = Trajectory(
-            trajectory_id=one.trajectory_id,
-            actor_id="",
-            weights_version=table.weights_version_at(position),
-            episode_seed=0,
-            terminated=False,
-            truncated=False,
-            columns=table.read(position, one.stop),
-        )
-        request.trajectories.append(codec.encode_trajectory(trajectory))
-        position = one.stop
-    message = request.SerializeToString()
-    written = [record.digest for record in decode_insert(message, table.config.signature).records]
-    return Append(table.config.name, start, ordinal, [one.digest for one in run], message, written)

@@ -1,0 +1,180 @@
+"""A table and its log, kept together: blocks on their way into both, what was removed and replaced, counters."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from replay_server.block import Block
+from replay_server.column_log import ColumnLog
+from replay_server.log_book import Changes, LogBook
+from replay_server.log_entry import EntryHeader
+from replay_server.recovery import Recovered, counters
+from replay_server.redis_log import RedisLog, newest_of
+from replay_server.rewriting import plan_rewriting
+from replay_server.table import Placement, Table
+from replay_server.write_chain import Command
+
+
+class LoggedTable(Protocol):
+    """A table whose blocks go through the log."""
+
+    @property
+    def table(self) -> Table:
+        """The table in memory."""
+        ...
+
+    def stored(self, block: Block) -> None:
+        """A block that was given to `commit` has just been stored."""
+        ...
+
+    def abandoned(self, block: Block) -> None:
+        """A block that was given to `commit` is not stored and is not going to be."""
+        ...
+
+
+class _Placed(NamedTuple):
+    """A block on its way into the log and the table."""
+
+    block: Block
+    placement: Placement
+    entry: str
+
+
+class TableLog:
+    """One table and its log.
+
+    Attributes:
+        target: whose.
+        table: in memory.
+    """
+
+    def __init__(self, log: RedisLog, target: LoggedTable, book: LogBook, columns: ColumnLog) -> None:
+        """The table must hold what the book and the columns say, or be empty and the book begun anew."""
+        self.target = target
+        self.table = target.table
+        self._log = log
+        self._name = self.table.config.name
+        self._book = book
+        self._columns = columns
+        self._placed: list[_Placed] = []
+
+    # --- inserting ---------------------------------------------------------------------------------------------------
+
+    def place(self, block: Block) -> Command:
+        """Reserve the room of a block that can be placed; returns the command that puts it into the log."""
+        placement = self.table.place(block)
+        entry = self._log.chain.new_entry()
+        self._placed.append(_Placed(block, placement, entry))
+        number = len(block.records)
+        header = EntryHeader(
+            ordinals=placement.ordinal + np.arange(number),
+            stored_at=np.full(number, placement.stored_at),
+            digests=[record.digest for record in block.records],
+            written_digests=(),
+            slots=placement.slots,
+        )
+        return self._log.append_command(self._name, entry, header, block.message)
+
+    def store_placed(self) -> None:
+        """The log has what was placed; so has the table now."""
+        placed, self._placed = self._placed, []
+        for block, placement, entry in placed:
+            self.table.store(block, placement, [entry] * len(block.records))
+            self._book.add(entry, len(block.records))
+            self.target.stored(block)
+
+    def abandon_placed(self) -> None:
+        """The log has nothing of what was placed."""
+        placed, self._placed = self._placed, []
+        for block, placement, _ in placed:
+            self.table.abandon(placement)
+            self.target.abandoned(block)
+
+    def state_command(self) -> Command:
+        """Keeps the counters; what is under way counts, since the log has it when the command is executed."""
+        records = [record for placed in self._placed for record in placed.block.records]
+        state = counters(self.table)
+        state["inserted_steps"] += sum(record.num_steps for record in records)
+        state["inserted_trajectories"] += sum(record.first_step == 0 for record in records)
+        return self._log.state_command(self._name, state)
+
+    @property
+    def first_unsettled_ordinal(self) -> int:
+        """All chunks before this one are stored, or never will be."""
+        return min([placed.placement.ordinal for placed in self._placed], default=self.table.next_ordinal)
+
+    # --- what is removed and replaced --------------------------------------------------------------------------------
+
+    def take_changes(self) -> Changes:
+        """What was removed and Redis has not been told."""
+        return self._book.take(self.table.take_removed())
+
+    def give_back(self, changes: Changes) -> None:
+        """What was taken has not been written."""
+        self._book.give_back(changes)
+
+    def change_commands(self, changes: Changes) -> list[Command]:
+        """Tell Redis."""
+        wiped = self._columns.wipe_commands() if changes.wiped else []
+        return [*wiped, *self._book.commands(changes), self.state_command()]
+
+    def wipe_commands(self) -> list[Command]:
+        """Delete everything."""
+        return [*self._log.wipe_commands(self._name), *self._columns.wipe_commands()]
+
+    def restarted(self, target: LoggedTable) -> "TableLog":
+        """The log of an empty table of the same name; what this one holds is deleted with the next write."""
+        self._columns.wipe()
+        return TableLog(self._log, target, LogBook(self._log, target.table, wiped=True), self._columns)
+
+    def update_commands(self, keys: NDArray[np.uint64], columns: Mapping[str, NDArray[np.generic]]) -> list[Command]:
+        """Keep new values [N, *shape] of the steps that keys [N] name."""
+        slots, valid = self.table.find(keys)
+        slots = slots[valid]
+        chosen = {name: values[valid] for name, values in columns.items()}
+        return self._columns.commands(slots, self.table.generations(slots), chosen)
+
+    def update(self, keys: NDArray[np.uint64], columns: Mapping[str, NDArray[np.generic]]) -> tuple[int, int]:
+        """Replace the values in memory; returns how many were replaced and how many keys name nothing stored."""
+        slots, valid = self.table.find(keys)
+        self.table.write_rows(slots[valid], {name: values[valid] for name, values in columns.items()})
+        updated = int(np.count_nonzero(valid))
+        return updated, len(keys) - updated
+
+    def replaced(self, name: str, slots: NDArray[np.int32]) -> bool:
+        """Whether any value of a column in these slots may have been replaced."""
+        return self._columns.replaced(name, slots)
+
+    # --- what Redis has lost -----------------------------------------------------------------------------------------
+
+    def plan_rewriting(self, present: Sequence[str]) -> Iterator[list[Command]]:
+        """What gives Redis everything again, write by write; can be broken off and planned again.
+
+        The plan is made at once, the commands of a write when they are asked for, also by another thread.
+
+        Args:
+            present: the entries that Redis has.
+        """
+        self._book.give_back(self.take_changes())  # before entries get other ids
+        rewritings = plan_rewriting(self._log, self.table, self._book, newest_of(present))
+        last = [*self._book.rewrite_commands(present, self.table.removed_known()), self.state_command()]
+
+        def writes() -> Iterator[list[Command]]:
+            for rewriting in rewritings:
+                yield [rewriting.command(self._log, self.table)]
+            yield from self._columns.rewrite_commands(self.table)
+            yield last
+
+        return writes()
+
+
+def recovered_log(log: RedisLog, target: LoggedTable, recovered: Recovered) -> TableLog:
+    """The log of a recovered table."""
+    return TableLog(log, target, recovered.book, recovered.columns)
+
+
+def new_log(log: RedisLog, target: LoggedTable) -> TableLog:
+    """The log of a new table."""
+    return TableLog(log, target, LogBook(log, target.table), ColumnLog(log, target.table.config))
