@@ -70,7 +70,8 @@ def _base_python(peer: Peer) -> str:
         return sys.executable
     for minor in reversed(peer.pythons):
         found = shutil.which(f"python3.{minor}")
-        if found:
+        # What is found may be a launcher of pyenv for a version that is not installed.
+        if found and subprocess.run([found, "--version"], capture_output=True, check=False).returncode == 0:
             return found
     raise UnavailableError(f"it needs Python 3.{peer.pythons[0]} to 3.{peer.pythons[-1]}, and none is on the PATH")
 
@@ -80,5 +81,7 @@ def _run(*command: str) -> None:
         command, capture_output=True, text=True, check=False, env={**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
     )
     if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or [done.stderr.strip()[-300:]]
-        raise UnavailableError(f"{' '.join(command[1:4])} failed: {lines[0]}")
+        lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or done.stderr.splitlines()[-1:]
+        raise UnavailableError(
+            f"{' '.join(command[1:4])} failed: {' '.join(lines) or f'exit status {done.returncode}'}"
+        )
