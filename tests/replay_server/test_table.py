@@ -560,3 +560,13 @@ def test_restored_priorities_are_those_saved_and_the_highest_for_what_came_later
     assert sorted({round(p, 6) for p in drawn.probabilities.tolist()}) <= sorted(
         {round(p / total, 6) for p in (0.5, 2.0, 6.0)}
     )
+
+
+def test_mass_is_the_sum_of_weights_or_the_number_of_items() -> None:
+    """By priority ^ exponent where priorities count; by items elsewhere."""
+    prioritized = table(selector="prioritized", priority_exponent=0.5)
+    insert(prioritized, replace(played(1, 2), priorities=np.array([4.0, 9.0], np.float32)))
+    assert prioritized.mass == pytest.approx(2 + 3)
+    uniform = table()
+    insert(uniform, played(1, 4))
+    assert uniform.mass == 4
