@@ -110,9 +110,8 @@ def counters(table: Table) -> dict[str, int]:
 def set_counters(table: Table, state: Mapping[str, int]) -> None:
     """Count on from where the counters were."""
     table.next_ordinal = max(table.next_ordinal, state.get("next_ordinal", 0))
-    table.inserted_steps = state.get("inserted_steps", table.inserted_steps)
-    table.inserted_trajectories = state.get("inserted_trajectories", table.inserted_trajectories)
-    table.removed_trajectories = state.get("removed_trajectories", table.removed_trajectories)
+    for name in ("inserted_steps", "inserted_trajectories", "removed_trajectories", "sampled_positions"):
+        setattr(table, name, state.get(name, getattr(table, name)))
 
 
 def _groups(entries: Iterable[Entry]) -> Iterator[list[Entry]]:

@@ -16,11 +16,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import redis
+from redis.connection import Connection
 
-from replay_server.client import ReplayClient, ReplayError, ReplayTimeout
-from replay_server.redis_log import Append, RedisLog
+from replay_server import write_chain
+from replay_server.answers import InsertResult, ReplayError, ReplayTimeout
+from replay_server.client import ReplayClient
 from replay_server.server import BoundAddresses, ReplayServer, ReplayServerError, ReplayServerSettings
-from replay_server.write_chain import NotLastWrite
+from replay_server.write_chain import Command, NotLastWrite, WriteChain, WriteInDoubtError
 from tests.ledger import Ledger, check_that_nothing_is_lost
 from tests.replay_server.played import played, table_config
 from zero.tables import Durability
@@ -92,47 +94,60 @@ def test_while_redis_hangs_nothing_is_acknowledged_and_samples_go_on(
     info = serving.server_info().tables["games"]
     assert (info.num_trajectories, info.inserted_trajectories) == (4, 4)
     with redis_client(settings) as client:
-        stored = sum(fields[b"insert"].count(b"actor-0") for _, fields in client.xrange("zero:log:games"))
+        stored = sum(fields[b"m"].count(b"actor-0") for _, fields in client.xrange("zero:log:games"))
     assert stored == 4, "the log holds each once, too"
 
 
+def lose_the_next_answer(monkeypatch: pytest.MonkeyPatch, *, executed: bool) -> None:
+    """The connection breaks once after the next insert was sent, or just before it."""
+    send = write_chain._send
+
+    def send_and_break(connection: Connection, commands: Sequence[Command]) -> list[object]:
+        if not any(command[0] == "XADD" for command in commands):
+            return send(connection, commands)
+        monkeypatch.setattr(write_chain, "_send", send)
+        if executed:
+            send(connection, commands)
+        connection.disconnect()
+        raise WriteInDoubtError("the answer was lost")
+
+    monkeypatch.setattr(write_chain, "_send", send_and_break)
+
+
+@pytest.mark.parametrize("executed", [True, False])
 @pytest.mark.parametrize("again", ["while it runs", "after a restart"])
-def test_a_batch_that_reached_the_log_unanswered_is_taken_over(
-    settings: ReplayServerSettings, monkeypatch: pytest.MonkeyPatch, again: str
+def test_a_write_without_an_answer_is_settled(
+    settings: ReplayServerSettings, monkeypatch: pytest.MonkeyPatch, again: str, executed: bool
 ) -> None:
-    """Nobody was told, but it is stored from then on, once: log and memory never differ."""
-    write = RedisLog.append
-
-    def write_and_lose_the_answer(*arguments: object) -> list[str]:
-        monkeypatch.setattr(RedisLog, "append", write)
-        write(*arguments)
-        raise redis.ConnectionError("the answer was lost")
-
+    """Nobody was told, but if Redis has it, it is stored from then on, once: log and memory never differ."""
     with ReplayServer(settings) as bound, ReplayClient(bound.address) as client:
         client.create_table(table_config())
         client.insert("games", [played(0)])
-        monkeypatch.setattr(RedisLog, "append", write_and_lose_the_answer)
+        lose_the_next_answer(monkeypatch, executed=executed)
         with pytest.raises(ReplayTimeout):
             client.insert("games", [played(1)], timeout=0.01)
+        until(lambda: client.server_info().tables["games"].insert_blocked_because == "")
+        assert client.server_info().tables["games"].num_trajectories == 1 + executed
         if again == "while it runs":
-            until(lambda: client.server_info().tables["games"].num_trajectories == 2)
-            assert client.insert("games", [played(1)], timeout=10).duplicates == 1
+            assert client.insert("games", [played(1)], timeout=10) == InsertResult(1 - executed, int(executed))
     with ReplayServer(settings) as bound, ReplayClient(bound.address) as client:
-        assert client.insert("games", [played(0), played(1)]).duplicates == 2
+        assert client.insert("games", [played(0), played(1)]).duplicates == (1 + executed if again[0] == "a" else 2)
         assert client.server_info().tables["games"].inserted_trajectories == 2
+        assert client.verify_table("games").problems == ()
 
 
 def test_an_old_connection_cannot_write_after_a_new_one_has_begun(settings: ReplayServerSettings) -> None:
     """A command that was delayed on its way is refused by Redis itself."""
-    with ReplayServer(settings), redis_client(settings) as client:
-        old, new = RedisLog("fenced"), RedisLog("fenced")
-        delayed = Append("games", 0, 0, [bytes(16)], b"old")
-        old.chain.begin(client)
-        new.chain.begin(client)
+    with ReplayServer(settings), redis_client(settings) as client, redis_client(settings) as other:
+        old, new = WriteChain("fenced"), WriteChain("fenced")
+        old.begin(client)
+        new.begin(other)
         with pytest.raises(NotLastWrite):
-            old.append(client, [delayed], [])
-        new.append(client, [delayed._replace(message=b"new")], [])
-        assert [entry.message for entry in new.read(client, "games", "")] == [b"new"]
+            old.write([("SET", "fenced:value", "old")])
+        new.write([("SET", "fenced:value", "new")])
+        with pytest.raises(redis.RedisError):
+            old.write([("SET", "fenced:value", "old")])
+        assert client.get("fenced:value") == b"new"
 
 
 def test_redis_out_of_memory_refuses_inserts_and_recovers(
@@ -187,19 +202,33 @@ def probabilities(batch: SequenceBatch) -> dict[int, float]:
     return dict(zip(batch.keys.tolist(), batch.probabilities.tolist(), strict=True))
 
 
-def test_a_damaged_log_is_refused_loudly(settings: ReplayServerSettings) -> None:
-    """A flipped byte in an entry stops the start with a line that names the entry."""
+@pytest.mark.parametrize("field", [b"h", b"m"])
+def test_a_damaged_log_is_refused_loudly(settings: ReplayServerSettings, field: bytes) -> None:
+    """A flipped byte in an entry stops the start with a line that names the entry; a check finds it before."""
     with ReplayServer(settings) as bound, ReplayClient(bound.address) as client:
         client.create_table(table_config())
         client.insert("games", [played(0)])
         with redis_client(settings) as store:
             ((entry, fields),) = store.xrange("zero:log:games")
-            value = bytearray(fields[b"insert"])
+            value = bytearray(fields[field])
             value[-20] ^= 1
             store.delete("zero:log:games")
-            store.xadd("zero:log:games", {b"insert": bytes(value)}, id=entry)
+            store.xadd("zero:log:games", {**fields, field: bytes(value)}, id=entry)
+        (problem,) = [line for line in client.verify_table("games").problems if "damaged" in line]
+        assert entry.decode() in problem
     with pytest.raises(ReplayServerError, match=f"entry {entry.decode()} of the log of table 'games' is damaged"):
         ReplayServer(settings).start()
+
+
+def test_a_log_of_an_older_version_is_refused_in_one_line(settings: ReplayServerSettings) -> None:
+    """Nothing is guessed about another layout."""
+    with ReplayServer(settings) as bound, ReplayClient(bound.address) as client:
+        client.create_table(table_config())
+        with redis_client(settings) as store:
+            store.xadd("zero:log:games", {b"insert": b"as it was once"})
+    with pytest.raises(ReplayServerError, match="was written by an older version") as caught:
+        ReplayServer(settings).start()
+    assert "\n" not in str(caught.value)
 
 
 SERVE = """

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -14,13 +14,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import redis
+from redis.connection import Connection
 
-from replay_server.client import ReplayClient, ReplayError, ReplayTimeout
+from replay_server import write_chain
+from replay_server.answers import ReplayError, ReplayTimeout
+from replay_server.client import ReplayClient
 from replay_server.embedded_redis import find_redis_server
 from replay_server.errors import TakenOverError
-from replay_server.redis_log import RedisLog
 from replay_server.server import ReplayServer, ReplayServerError, ReplayServerSettings, run_replay_server
-from replay_server.write_chain import NotLastWrite, WriteChain
+from replay_server.write_chain import Command, NotLastWrite, WriteChain, WriteInDoubtError
 from tests.replay_server.played import played, table_config
 from zero.trajectories import PriorityUpdates, SequenceBatch
 
@@ -136,10 +138,10 @@ def test_what_redis_has_lost_it_gets_again(
     for _ in range(2):
         with ReplayServer(settings) as bound, ReplayClient(bound.address) as client:
             assert client.create_table(config) is False
+            assert client.server_info().tables["games"] == info
             assert all_steps(client) == before
-            assert replace(client.server_info().tables["games"], sampled_positions=0) == replace(
-                info, sampled_positions=0
-            )
+            assert client.verify_table("games").problems == ()
+            info = client.server_info().tables["games"]
             for start in (0, 9):  # evicted ones, and stored ones
                 assert client.insert("games", [played(start + i) for i in range(9)]).duplicates == 9
             with pytest.raises(ReplayError):
@@ -169,29 +171,33 @@ def test_writing_again_may_be_broken_off(
 ) -> None:
     """A connection lost in the middle, before or after Redis took a part: each trajectory is in the log once."""
     monkeypatch.setattr("replay_server.rewriting._ENTRY_BYTES", 1)
-    append = RedisLog.append
-    calls = 0
+    send = write_chain._send
+    adds = 0
 
-    def break_off_the_third(*arguments: object) -> list[str]:
-        nonlocal calls
-        calls += 1
-        entries = append(*arguments) if calls != 3 or written else []
-        if calls == 3:
-            raise redis.ConnectionError("lost")
-        return entries
+    def break_off_the_third(connection: Connection, commands: Sequence[Command]) -> list[object]:
+        nonlocal adds
+        adds += any(command[0] == "XADD" for command in commands)
+        if adds != 3:
+            return send(connection, commands)
+        adds += 1
+        if written:
+            send(connection, commands)
+        connection.disconnect()
+        raise WriteInDoubtError("lost")
 
     with ReplayServer(settings) as bound, ReplayClient(bound.address) as client:
         client.create_table(table_config())
         client.insert("games", [played(number) for number in range(5)])
-        monkeypatch.setattr(RedisLog, "append", break_off_the_third)
+        monkeypatch.setattr(write_chain, "_send", break_off_the_third)
         forgetful.restart()
         assert client.insert("games", [played(5)], timeout=30).stored == 1
-        assert calls > 5
+        assert adds > 5
         before = all_steps(client)
     with ReplayServer(settings) as bound, ReplayClient(bound.address) as client:
         assert all_steps(client) == before
         assert client.insert("games", [played(number) for number in range(6)]).duplicates == 6
         assert client.server_info().tables["games"].inserted_trajectories == 6
+        assert client.verify_table("games").problems == ()
 
 
 def test_the_second_server_takes_over_and_the_first_one_ends(settings: ReplayServerSettings) -> None:
@@ -264,15 +270,17 @@ def test_the_chain_tells_a_loss_from_another_server(forgetful: ForgetfulRedis, m
     with forgetful.client() as client:
         ours = WriteChain("zero")
         ours.begin(client)
-        ours.write(client, [("SET", "a", 1)])
+        ours.write([("SET", "a", 1)])
         snapshot = client.get("zero:last_write")
-        ours.write(client, [("SET", "a", 2)])
+        ours.write([("SET", "a", 2)])
         for state in (snapshot, None):
             client.set("zero:last_write", state) if state else client.delete("zero:last_write")
             with pytest.raises(NotLastWrite):
                 ours.check(client)
             with pytest.raises(NotLastWrite):
-                ours.write(client, [("SET", "a", 3)])
+                ours.write([("SET", "a", 3)])
+            with pytest.raises(redis.RedisError):
+                ours.write([("SET", "a", 3)])
             assert client.get("a") == b"2"
             ours.resume(client)
             assert ours.has_lost
@@ -286,6 +294,6 @@ def test_the_chain_tells_a_loss_from_another_server(forgetful: ForgetfulRedis, m
         monkeypatch.setattr(time, "time_ns", lambda: 0)
         theirs = WriteChain("zero")
         theirs.begin(client)
-        theirs.write(client, [])
+        theirs.write([])
         with pytest.raises(TakenOverError):
             ours.resume(client)
