@@ -99,8 +99,11 @@ class InsertStream:
             self._failures.append(failure)
 
     def _raise_failure(self) -> None:
+        """Raise the first failure since the last time; those behind it often follow from it."""
         with suppress(IndexError):  # there is none
-            raise self._failures.popleft()
+            first = self._failures.popleft()
+            self._failures.clear()
+            raise first
 
 
 def _parse(answer: bytes) -> InsertResult:

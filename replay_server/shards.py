@@ -94,7 +94,7 @@ class Shards:
                 raise ReplayError(Reason.UNKNOWN_TABLE, f"no table {table!r} on shard {self.shards[number].address}")
         tables = {number: info.tables[table] for number, info in infos.items()}
         ready = {number: info for number, info in tables.items() if not info.sample_blocked_because}
-        return _comparable({number: Share(info.mass, info.num_items) for number, info in (ready or tables).items()})
+        return _drawable({number: Share(info.mass, info.num_items) for number, info in (ready or tables).items()})
 
     def look(self) -> None:
         """Ask all servers now."""
@@ -149,11 +149,9 @@ class Shards:
             self._changed.notify_all()
 
 
-def _comparable(shares: dict[int, Share]) -> dict[int, Share]:
-    """Masses in one unit: items, if a server that has some has no priority above 0; even, if none has any."""
-    filled = [share for share in shares.values() if share.num_items]
-    if not filled:
-        return {shard: Share(1.0, 0) for shard in shares}
-    if all(share.mass > 0 for share in filled):
+def _drawable(shares: dict[int, Share]) -> dict[int, Share]:
+    """The same, as one table would be drawn from: by the items if no priority is above 0; evenly if there are none."""
+    if any(share.mass for share in shares.values()):
         return shares
-    return {shard: Share(float(share.num_items), share.num_items) for shard, share in shares.items()}
+    even = not any(share.num_items for share in shares.values())
+    return {shard: Share(1.0 if even else share.num_items, share.num_items) for shard, share in shares.items()}

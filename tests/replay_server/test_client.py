@@ -1,15 +1,24 @@
-"""The client hides what a call can survive."""
+"""Every call, and what the client hides: what a call can survive."""
 
+import threading
+import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from replay_server.answers import InsertResult, ReplayError, ReplayTimeout, UpdateResult
 from replay_server.client import ReplayClient
 from replay_server.server import ReplayServer, ReplayServerSettings
-from tests.replay_server.played import played, table_config
+from tests.replay_server.played import SIGNATURE, played, table_config
 from tests.roles import wait_until
+from zero.tables import RateLimiterConfig, TableConfig
+from zero.trajectories import SampleSpec, StatRange, TableShare, TrajectoryFilter
+
+MakeTable = Callable[..., TableConfig]
 
 
 @pytest.mark.parametrize("grace", [0.0, 2.0])
@@ -28,3 +37,113 @@ def test_a_held_sample_survives_a_restart_of_the_server(tmp_path: Path, grace: f
         with ReplayServer(replace(settings, port=int(address.rpartition(":")[2]))):
             client.insert("held", [played(1)])
             assert held.result(timeout=30).keys.shape == (2,)
+
+
+def test_what_is_read_is_what_was_inserted(client: ReplayClient, make_table: MakeTable) -> None:
+    """Every field, in order; filtered and limited as asked."""
+    table = make_table().name
+    wholes = [replace(played(n), actor_id=f"actor-{n % 2}") for n in range(6)]
+    client.insert(table, wholes)
+    for whole, read in zip(wholes, client.read_trajectories(table), strict=True):
+        assert replace(read, columns={}) == replace(whole, columns={})
+        assert all(np.array_equal(read.columns[name], array) for name, array in whole.columns.items())
+    odd = TrajectoryFilter(actor_id="actor-1", stats=(StatRange("score", minimum=2),))
+    assert [read.trajectory_id for read in client.read_trajectories(table, odd)] == ["t3", "t5"]
+    assert len(list(client.read_trajectories(table, limit=2))) == 2
+    with pytest.raises(ReplayError, match="UNKNOWN_TABLE"):
+        next(client.read_trajectories("no-such-table"))
+
+
+def test_several_tables_take_one_insert_and_give_one_batch(client: ReplayClient, make_table: MakeTable) -> None:
+    """All of them store it; a mix says how many rows are whose."""
+    both = [make_table().name, make_table().name]
+    assert client.insert(both, [played(1), played(2)]) == InsertResult(4, 0)
+    client.insert(both[1], [played(3)])
+    shares = [TableShare(both[0], 0.25), TableShare(both[1], 0.75)]
+    batch = client.sample_mix(shares, SampleSpec(16, {"reward": 1}))
+    assert batch.rows_per_table == (4, 12)
+
+
+def test_columns_can_be_replaced(client: ReplayClient, make_table: MakeTable) -> None:
+    """By key; what is gone is counted."""
+    table = make_table().name
+    client.insert(table, [played(1)])
+    keys = np.unique(client.sample(table, 100, {"action": 1}).keys)
+    gone = np.uint64(1 << 63)
+    values = {"action": np.full(len(keys) + 1, 77, np.uint16)}
+    assert client.update_columns(table, np.append(keys, gone), values) == UpdateResult(len(keys), 1)
+    assert set(client.sample(table, 32, {"action": 1}).columns["action"][:, 0].tolist()) == {77}
+
+
+def test_trajectories_and_tables_can_be_deleted(client: ReplayClient, make_table: MakeTable) -> None:
+    """Chosen ones stay known; a reset forgets; a deleted table is unknown."""
+    table = make_table().name
+    client.insert(table, [played(n) for n in range(4)])
+    assert client.delete_trajectories(table, TrajectoryFilter(trajectory_ids=("t1", "t2"))) == 2
+    assert client.insert(table, [played(1)]) == InsertResult(0, 1)
+    assert client.server_info().tables[table].removed_trajectories == 2
+    assert client.reset_table(table) == 2
+    assert client.insert(table, [played(1)]) == InsertResult(1, 0)
+    client.delete_table(table)
+    assert table not in client.server_info().tables
+
+
+def test_limits_can_be_changed_while_calls_wait(client: ReplayClient, make_table: MakeTable) -> None:
+    """What waits is looked at again."""
+    table = make_table(rate_limiter=RateLimiterConfig(min_size_to_sample=100)).name
+    client.insert(table, [played(1)])
+    with ThreadPoolExecutor(1) as executor:
+        held = executor.submit(client.sample, table, 2, {"reward": 1}, timeout=30)
+        wait_until(lambda: client.server_info().tables[table].rate_limiter.waiting_samples == 1)
+        client.set_rate_limiter(table, RateLimiterConfig(min_size_to_sample=5))
+        assert len(held.result(30).keys) == 2
+    assert client.server_info().tables[table].rate_limiter.config.min_size_to_sample == 5
+
+
+def test_a_table_can_be_verified(client: ReplayClient, make_table: MakeTable) -> None:
+    """Its log has what was inserted, and nothing is wrong."""
+    table = make_table().name
+    client.insert(table, [played(1), played(2)])
+    client.insert(table, [played(3)])
+    verification = client.verify_table(table)
+    assert (verification.entries, verification.chunks, verification.problems) == (2, 3, ())
+    assert verification.num_bytes > 0
+
+
+def test_without_repeating_a_call_fails_at_once() -> None:
+    """For those who would rather do something else than wait."""
+    with ReplayClient("127.0.0.1:1", repeat=False) as client:
+        began = time.monotonic()
+        with pytest.raises(ReplayTimeout, match="UNAVAILABLE"):
+            client.server_info(timeout=30)
+        assert time.monotonic() - began < 5
+
+
+def test_a_busy_server_is_asked_again(tmp_path: Path) -> None:
+    """A call that finds too many waiting is repeated after the pause that the server names, until there is room."""
+    with (
+        ReplayServer(ReplayServerSettings(tmp_path, max_waiting_calls=1)) as bound,
+        ReplayClient(bound.address) as client,
+        ReplayClient(bound.address, repeat=False) as hasty,
+        ThreadPoolExecutor(2) as executor,
+    ):
+        client.create_table(table_config())
+        held = executor.submit(client.sample, "games", 2, {"reward": 1}, timeout=30)
+        wait_until(lambda: client.server_info().tables["games"].rate_limiter.waiting_samples == 1)
+        with pytest.raises(ReplayTimeout) as caught:
+            hasty.sample("games", 2, {"reward": 1}, timeout=30)
+        assert caught.value.reason == "TOO_BUSY"
+        assert caught.value.pause_seconds > 0
+        again = executor.submit(client.sample, "games", 2, {"reward": 1}, timeout=30)
+        client.insert("games", [played(1)])
+        assert len(held.result(30).keys) == len(again.result(30).keys) == 2
+
+
+def test_closing_leaves_no_thread(client: ReplayClient, make_table: MakeTable) -> None:
+    """Streams that nobody closed end with the client."""
+    table = make_table(signature=SIGNATURE).name
+    before = set(threading.enumerate())
+    with ReplayClient(client.address) as other:
+        other.insert_stream(table).insert([played(1)]).result(10)
+        next(other.sample_stream(table, SampleSpec(2, {"reward": 1})))
+    wait_until(lambda: set(threading.enumerate()) <= before)

@@ -1,0 +1,205 @@
+"""Inserts over a stream: everything once, in order, bounded, and never without an answer."""
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from concurrent.futures import wait as wait_for
+from dataclasses import replace
+from pathlib import Path
+from threading import Thread
+
+import numpy as np
+import pytest
+
+from replay_server.answers import InsertResult, ReplayError, ReplayTimeout
+from replay_server.client import ReplayClient
+from tests.replay_server.killable import killable_server
+from tests.replay_server.played import SIGNATURE, played, table_config
+from tests.roles import wait_until
+from zero.tables import Durability, TableConfig
+from zero.trajectories import Trajectory
+
+MakeTable = Callable[..., TableConfig]
+
+
+def ids(client: ReplayClient, table: str) -> list[str]:
+    return [trajectory.trajectory_id for trajectory in client.read_trajectories(table)]
+
+
+def test_what_is_sent_is_stored_in_order(client: ReplayClient, make_table: MakeTable) -> None:
+    """Leaving the context waits for all; the table has them in the order of the calls."""
+    table = make_table().name
+    with client.insert_stream(table, in_flight=3) as stream:
+        outcomes = [stream.insert([played(2 * n), played(2 * n + 1)]) for n in range(20)]
+        stream.insert([played(0)])
+    assert {outcome.result(0) for outcome in outcomes} == {InsertResult(2, 0)}
+    assert ids(client, table) == [f"t{n}" for n in range(40)]
+
+
+@pytest.mark.slow
+def test_a_killed_server_costs_and_doubles_nothing(tmp_path: Path) -> None:
+    """Killed twice while a stream inserts: all arrive once, in order, and chunks of a trajectory find each other."""
+    with killable_server(tmp_path) as server, ReplayClient(server.address) as client:
+        client.create_table(table_config(capacity=10**6))
+        with client.insert_stream("games", in_flight=8) as stream:
+            outcomes: list[Future[InsertResult]] = []
+            for life in range(3):
+                sending = Thread(target=send, args=(stream, range(1000 * life, 1000 * life + 1000), outcomes))
+                sending.start()
+                if life < 2:
+                    wait_until(lambda: sum(outcome.done() for outcome in outcomes) > 1000 * life + 200)  # noqa: B023
+                    server.kill()
+                    server.start()
+                sending.join()
+        results = [outcome.result(0) for outcome in outcomes]
+        assert {result.stored + result.duplicates for result in results} == {1}
+        assert ids(client, "games") == [f"t{n}" for n in range(3000)]
+        info = client.server_info().tables["games"]
+        assert (info.inserted_trajectories, info.inserted_steps) == (3000, 15000)
+
+
+def send(stream, numbers: range, outcomes: list[Future[InsertResult]]) -> None:
+    """Every trajectory in two chunks, one behind the other."""
+    for number in numbers:
+        first, second = chunks(played(number), 2)
+        stream.insert([first])
+        outcomes.append(stream.insert([second]))
+
+
+def chunks(whole: Trajectory, length: int) -> tuple[Trajectory, Trajectory]:
+    """The first steps of a trajectory and the rest of it."""
+    first = {name: array[:length] for name, array in whole.columns.items()}
+    rest = {name: array[length:] for name, array in whole.columns.items()}
+    return (
+        replace(whole, columns=first, open=True, terminated=False, stats={}),
+        replace(whole, columns=rest, first_step=length),
+    )
+
+
+def test_a_refused_insert_fails_alone(client: ReplayClient, make_table: MakeTable) -> None:
+    """Those around it are stored; the next call, or the end, raises what was wrong."""
+    table = make_table().name
+    bad = replace(played(1), columns=played(1).columns | {"reward": np.full(5, np.nan, np.float32)})
+    with client.insert_stream(table, in_flight=8) as stream:
+        stream.insert([played(0)])
+        refused = stream.insert([bad])
+        assert refused.exception(10).reason == "NOT_FINITE"
+        with pytest.raises(ReplayError, match="NOT_FINITE"):
+            stream.insert([played(2)])
+        stream.insert([bad])
+        last = stream.insert([played(2)])
+        with pytest.raises(ReplayError, match="NOT_FINITE"):
+            stream.flush()
+        assert last.result(0) == InsertResult(1, 0)
+    with client.insert_stream(table, raise_failures=False) as stream:
+        assert stream.insert([bad]).exception(10) is not None
+        stream.insert([played(3)])
+    assert ids(client, table) == ["t0", "t2", "t3"]
+
+
+def test_a_message_too_large_for_the_server_fails_alone(client: ReplayClient, make_table: MakeTable) -> None:
+    """Although it breaks the call: what was in flight with it is sent again."""
+    table = make_table(capacity=10**6).name
+    huge = replace(played(1, num_steps=10**6), trajectory_id="huge")
+    with client.insert_stream(table, in_flight=8, raise_failures=False) as stream:
+        outcomes = [stream.insert([trajectory]) for trajectory in (played(0), huge, played(2), played(3))]
+        wait_for(outcomes, 20)
+    assert outcomes[1].exception(0).reason == "MESSAGE_TOO_LARGE"
+    assert ids(client, table) == ["t0", "t2", "t3"]
+
+
+def test_an_insert_waits_while_the_server_holds(client: ReplayClient, make_table: MakeTable) -> None:
+    """No more than the bound is taken from the caller; a sample lets it go on."""
+    table = TableConfig.queue(make_table().name + "-queue", SIGNATURE, 2, 1000).name
+    client.create_table(TableConfig.queue(table, SIGNATURE, 2, 1000))
+    with client.insert_stream(table, in_flight=3, timeout=0.3) as stream:
+        kept = [stream.insert([played(n)]) for n in range(2)]
+        wait_for(kept)
+    with client.insert_stream(table, in_flight=3, timeout=20) as stream:
+        held = [stream.insert([played(n)]) for n in range(2, 5)]
+        blocked: list[Future[InsertResult]] = []
+        thread = Thread(target=lambda: blocked.append(stream.insert([played(5)])))
+        thread.start()
+        wait_until(lambda: client.server_info().tables[table].rate_limiter.waiting_inserts > 0)
+        assert not blocked
+        assert not any(outcome.done() for outcome in held)
+        rewards = [client.sample(table, 1, {"reward": 1}).columns["reward"][0, 0] for _ in range(6)]
+        thread.join()
+    assert rewards == [0, 1, 2, 3, 4, 5]
+
+
+def test_an_insert_that_is_held_too_long_says_why(client: ReplayClient, make_table: MakeTable) -> None:
+    """Also one that waits to be sent, behind it."""
+    table = make_table().name + "-queue"
+    client.create_table(TableConfig.queue(table, SIGNATURE, 1, 1000))
+    client.insert(table, [played(0)])
+    with client.insert_stream(table, in_flight=1, timeout=0.3, raise_failures=False) as stream:
+        held = stream.insert([played(1)])
+        with pytest.raises(ReplayTimeout):
+            stream.insert([played(2)])
+        error = held.exception(10)
+        assert isinstance(error, ReplayTimeout)
+        assert error.reason in {"RATE_LIMITED", "DEADLINE_EXCEEDED"}
+
+
+def test_bytes_in_flight_are_bounded(client: ReplayClient, make_table: MakeTable) -> None:
+    """A large insert goes when nothing else is in flight; another waits for it."""
+    table = make_table().name + "-queue"
+    client.create_table(TableConfig.queue(table, SIGNATURE, 1, 1000))
+    client.insert(table, [played(0)])
+    with client.insert_stream(table, in_flight=100, max_bytes=1, timeout=0.3, raise_failures=False) as stream:
+        stream.insert([played(1)])
+        with pytest.raises(ReplayTimeout):
+            stream.insert([played(2)])
+
+
+@pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.slow
+def test_without_a_server_an_insert_fails_in_time(tmp_path: Path, stop: signal.Signals) -> None:
+    """Whether it is gone or hangs."""
+    with killable_server(tmp_path) as server, ReplayClient(server.address) as client:
+        client.create_table(table_config())
+        with client.insert_stream("games", timeout=1.0, raise_failures=False) as stream:
+            assert stream.insert([played(0)]).result(10).stored == 1
+            os.kill(server.pid, stop)
+            began = time.monotonic()
+            assert isinstance(stream.insert([played(1)]).exception(10), ReplayTimeout)
+            assert 0.9 < time.monotonic() - began < 4.0
+
+
+def test_closing_the_client_ends_its_streams(client: ReplayClient, make_table: MakeTable) -> None:
+    """Held inserts fail, and later ones are refused."""
+    table = make_table().name + "-queue"
+    client.create_table(TableConfig.queue(table, SIGNATURE, 1, 1000))
+    other = ReplayClient(client.address)
+    stream = other.insert_stream(table, raise_failures=False)
+    stream.insert([played(0)]).result(10)
+    held = stream.insert([played(1)])
+    other.close()
+    assert held.exception(0).reason == "CANCELLED"
+    with pytest.raises(ReplayError, match="closed"):
+        stream.insert([played(2)])
+    stream.close()
+
+
+def test_an_error_in_the_context_is_not_held_up(client: ReplayClient, make_table: MakeTable) -> None:
+    """What is not acknowledged then fails; the error goes on."""
+    table = make_table().name + "-queue"
+    client.create_table(TableConfig.queue(table, SIGNATURE, 1, 1000))
+    client.insert(table, [played(0)])
+    began = time.monotonic()
+    with pytest.raises(KeyError), client.insert_stream(table, timeout=30) as stream:  # noqa: PT012 -- a user's code
+        held = stream.insert([played(1)])
+        raise KeyError
+    assert held.exception(0).reason == "CANCELLED"
+    assert time.monotonic() - began < 5
+
+
+def test_several_tables_get_the_same(client: ReplayClient, make_table: MakeTable) -> None:
+    """One request, stored in all of them."""
+    tables = [make_table(durability=durability).name for durability in (Durability.MEMORY, Durability.REDIS)]
+    with client.insert_stream(tables) as stream:
+        assert stream.insert([played(0)]).result(10) == InsertResult(2, 0)
+    assert [ids(client, table) for table in tables] == [["t0"], ["t0"]]
