@@ -4,7 +4,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 from dataclasses import replace
 from pathlib import Path
@@ -79,24 +79,37 @@ def chunks(whole: Trajectory, length: int) -> tuple[Trajectory, Trajectory]:
 
 
 def test_a_refused_insert_fails_alone(client: ReplayClient, make_table: MakeTable) -> None:
-    """Those around it are stored; the next call, or the end, raises what was wrong."""
+    """Those around it, in flight with it, are stored."""
     table = make_table().name
-    bad = replace(played(1), columns=played(1).columns | {"reward": np.full(5, np.nan, np.float32)})
-    with client.insert_stream(table, in_flight=8) as stream:
-        stream.insert([played(0)])
-        refused = stream.insert([bad])
-        assert refused.exception(10).reason == "NOT_FINITE"
-        with pytest.raises(ReplayError, match="NOT_FINITE"):
-            stream.insert([played(2)])
-        stream.insert([bad])
-        last = stream.insert([played(2)])
-        with pytest.raises(ReplayError, match="NOT_FINITE"):
-            stream.flush()
-        assert last.result(0) == InsertResult(1, 0)
-    with client.insert_stream(table, raise_failures=False) as stream:
-        assert stream.insert([bad]).exception(10) is not None
-        stream.insert([played(3)])
+    with client.insert_stream(table, in_flight=8, raise_failures=False) as stream:
+        outcomes = [stream.insert([trajectory]) for trajectory in (played(0), not_finite(1), played(2), played(3))]
+        wait_for(outcomes, 20)
+    assert outcomes[1].exception(0).reason == "NOT_FINITE"
     assert ids(client, table) == ["t0", "t2", "t3"]
+
+
+def not_finite(number: int) -> Trajectory:
+    whole = played(number)
+    return replace(whole, columns=whole.columns | {"reward": np.full(5, np.nan, np.float32)})
+
+
+@pytest.mark.parametrize("by", ["insert", "flush", "the end"])
+def test_a_refusal_is_raised(client: ReplayClient, make_table: MakeTable, by: str) -> None:
+    """Once, by what comes next; nobody has to look at outcomes to learn of it."""
+    table = make_table().name
+    stream = client.insert_stream(table)
+    wait_for([stream.insert([not_finite(1)])], 20)
+    with pytest.raises(ReplayError, match="NOT_FINITE"):
+        if by == "insert":
+            stream.insert([played(2)])
+        elif by == "flush":
+            stream.flush()
+        else:
+            stream.__exit__(None, None, None)
+    if by != "the end":
+        with stream:
+            stream.insert([played(3)])
+        assert ids(client, table) == ["t3"]
 
 
 def test_a_message_too_large_for_the_server_fails_alone(client: ReplayClient, make_table: MakeTable) -> None:
@@ -110,49 +123,45 @@ def test_a_message_too_large_for_the_server_fails_alone(client: ReplayClient, ma
     assert ids(client, table) == ["t0", "t2", "t3"]
 
 
-def test_an_insert_waits_while_the_server_holds(client: ReplayClient, make_table: MakeTable) -> None:
-    """No more than the bound is taken from the caller; a sample lets it go on."""
-    table = TableConfig.queue(make_table().name + "-queue", SIGNATURE, 2, 1000).name
-    client.create_table(TableConfig.queue(table, SIGNATURE, 2, 1000))
-    with client.insert_stream(table, in_flight=3, timeout=0.3) as stream:
-        kept = [stream.insert([played(n)]) for n in range(2)]
-        wait_for(kept)
-    with client.insert_stream(table, in_flight=3, timeout=20) as stream:
-        held = [stream.insert([played(n)]) for n in range(2, 5)]
-        blocked: list[Future[InsertResult]] = []
-        thread = Thread(target=lambda: blocked.append(stream.insert([played(5)])))
-        thread.start()
-        wait_until(lambda: client.server_info().tables[table].rate_limiter.waiting_inserts > 0)
-        assert not blocked
+@pytest.mark.parametrize("bound", [{"in_flight": 3}, {"max_bytes": 2000}])
+def test_an_insert_waits_while_the_server_holds(
+    client: ReplayClient, make_table: MakeTable, bound: dict[str, int]
+) -> None:
+    """No more requests or bytes than the bound are taken from the caller; samples let it go on."""
+    table = full_queue(client, make_table)
+    with client.insert_stream(table, **bound) as stream, ThreadPoolExecutor(1) as executor:
+        held = [stream.insert([played(n, num_steps=20)]) for n in range(1, 4)]
+        blocked = executor.submit(stream.insert, [played(4)])
+        with pytest.raises(TimeoutError):
+            blocked.result(0.3)
         assert not any(outcome.done() for outcome in held)
-        rewards = [client.sample(table, 1, {"reward": 1}).columns["reward"][0, 0] for _ in range(6)]
-        thread.join()
-    assert rewards == [0, 1, 2, 3, 4, 5]
+        rewards = [client.sample(table, 1, {"reward": 1}).columns["reward"][0, 0] for _ in range(5)]
+        assert blocked.result(20).result(20) == InsertResult(1, 0)
+    assert rewards == [0, 1, 2, 3, 4]
+
+
+def full_queue(client: ReplayClient, make_table: MakeTable) -> str:
+    """A table that holds every insert until its only trajectory is drawn."""
+    table = make_table().name + "-queue"
+    client.create_table(TableConfig.queue(table, SIGNATURE, 1, 1000))
+    client.insert(table, [played(0)])
+    return table
+
+
+def test_an_insert_larger_than_the_bound_goes_alone(client: ReplayClient, make_table: MakeTable) -> None:
+    """It is not stuck for ever."""
+    with client.insert_stream(make_table().name, max_bytes=1) as stream:
+        outcomes = [stream.insert([played(n)]) for n in range(3)]
+    assert [outcome.result(0).stored for outcome in outcomes] == [1, 1, 1]
 
 
 def test_an_insert_that_is_held_too_long_says_why(client: ReplayClient, make_table: MakeTable) -> None:
-    """Also one that waits to be sent, behind it."""
-    table = make_table().name + "-queue"
-    client.create_table(TableConfig.queue(table, SIGNATURE, 1, 1000))
-    client.insert(table, [played(0)])
-    with client.insert_stream(table, in_flight=1, timeout=0.3, raise_failures=False) as stream:
-        held = stream.insert([played(1)])
-        with pytest.raises(ReplayTimeout):
-            stream.insert([played(2)])
-        error = held.exception(10)
-        assert isinstance(error, ReplayTimeout)
-        assert error.reason in {"RATE_LIMITED", "DEADLINE_EXCEEDED"}
-
-
-def test_bytes_in_flight_are_bounded(client: ReplayClient, make_table: MakeTable) -> None:
-    """A large insert goes when nothing else is in flight; another waits for it."""
-    table = make_table().name + "-queue"
-    client.create_table(TableConfig.queue(table, SIGNATURE, 1, 1000))
-    client.insert(table, [played(0)])
-    with client.insert_stream(table, in_flight=100, max_bytes=1, timeout=0.3, raise_failures=False) as stream:
-        stream.insert([played(1)])
-        with pytest.raises(ReplayTimeout):
-            stream.insert([played(2)])
+    """The server's own words reach the caller."""
+    table = full_queue(client, make_table)
+    with client.insert_stream(table, timeout=0.5, raise_failures=False) as stream:
+        error = stream.insert([played(1)]).exception(10)
+    assert isinstance(error, ReplayTimeout)
+    assert error.reason == "RATE_LIMITED"
 
 
 @pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGSTOP])
@@ -171,11 +180,8 @@ def test_without_a_server_an_insert_fails_in_time(tmp_path: Path, stop: signal.S
 
 def test_closing_the_client_ends_its_streams(client: ReplayClient, make_table: MakeTable) -> None:
     """Held inserts fail, and later ones are refused."""
-    table = make_table().name + "-queue"
-    client.create_table(TableConfig.queue(table, SIGNATURE, 1, 1000))
     other = ReplayClient(client.address)
-    stream = other.insert_stream(table, raise_failures=False)
-    stream.insert([played(0)]).result(10)
+    stream = other.insert_stream(full_queue(client, make_table), raise_failures=False)
     held = stream.insert([played(1)])
     other.close()
     assert held.exception(0).reason == "CANCELLED"
@@ -186,9 +192,7 @@ def test_closing_the_client_ends_its_streams(client: ReplayClient, make_table: M
 
 def test_an_error_in_the_context_is_not_held_up(client: ReplayClient, make_table: MakeTable) -> None:
     """What is not acknowledged then fails; the error goes on."""
-    table = make_table().name + "-queue"
-    client.create_table(TableConfig.queue(table, SIGNATURE, 1, 1000))
-    client.insert(table, [played(0)])
+    table = full_queue(client, make_table)
     began = time.monotonic()
     with pytest.raises(KeyError), client.insert_stream(table, timeout=30) as stream:  # noqa: PT012 -- a user's code
         held = stream.insert([played(1)])
