@@ -33,6 +33,11 @@ class ItemSelector(ABC):
 
     uses_priorities = False
 
+    @property
+    def mass(self) -> float | None:
+        """Sum of the weights by which items are drawn; None where each item counts as one."""
+        return None
+
     @abstractmethod
     def insert(self, slots: NDArray[np.int64], priorities: NDArray[np.float32]) -> None:
         """Items [N] that are new, oldest first, with their priorities [N]."""
@@ -125,6 +130,11 @@ class PrioritizedSelector(ItemSelector):
         self._exponent = config.priority_exponent
         self._tree = SumTree(config.capacity)
         self._is_item = np.zeros(config.capacity, np.bool_)
+
+    @property
+    def mass(self) -> float:
+        """See ItemSelector."""
+        return self._tree.total
 
     def insert(self, slots: NDArray[np.int64], priorities: NDArray[np.float32]) -> None:
         """See ItemSelector."""

@@ -127,6 +127,12 @@ class Table:
         return len(self._stored)
 
     @property
+    def mass(self) -> float:
+        """By how much it counts among several that share a batch: the sum of its weights, or the number of its items."""
+        mass = self._selector.mass
+        return float(self.num_items) if mass is None else mass
+
+    @property
     def memory_bytes(self) -> int:
         """As memory_of."""
         return memory_of(self.config)
