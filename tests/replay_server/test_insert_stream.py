@@ -15,6 +15,7 @@ import pytest
 
 from replay_server.answers import InsertResult, ReplayError, ReplayTimeout
 from replay_server.client import ReplayClient
+from replay_server.insert_stream import InsertStream
 from tests.replay_server.killable import killable_server
 from tests.replay_server.played import SIGNATURE, played, table_config
 from tests.roles import wait_until
@@ -93,23 +94,23 @@ def not_finite(number: int) -> Trajectory:
     return replace(whole, columns=whole.columns | {"reward": np.full(5, np.nan, np.float32)})
 
 
-@pytest.mark.parametrize("by", ["insert", "flush", "the end"])
-def test_a_refusal_is_raised(client: ReplayClient, make_table: MakeTable, by: str) -> None:
-    """Once, by what comes next; nobody has to look at outcomes to learn of it."""
+@pytest.mark.parametrize(
+    "go_on",
+    [lambda stream: stream.insert([played(2)]), InsertStream.flush, lambda stream: stream.__exit__(None, None, None)],
+    ids=["insert", "flush", "end"],
+)
+def test_a_refusal_is_raised(
+    client: ReplayClient, make_table: MakeTable, go_on: Callable[[InsertStream], object]
+) -> None:
+    """Once, by what comes next: nobody has to look at outcomes to learn of it."""
     table = make_table().name
     stream = client.insert_stream(table)
     wait_for([stream.insert([not_finite(1)])], 20)
     with pytest.raises(ReplayError, match="NOT_FINITE"):
-        if by == "insert":
-            stream.insert([played(2)])
-        elif by == "flush":
-            stream.flush()
-        else:
-            stream.__exit__(None, None, None)
-    if by != "the end":
-        with stream:
-            stream.insert([played(3)])
-        assert ids(client, table) == ["t3"]
+        go_on(stream)
+    with client.insert_stream(table) as stream:
+        stream.insert([played(3)])
+    assert ids(client, table) == ["t3"]
 
 
 def test_a_message_too_large_for_the_server_fails_alone(client: ReplayClient, make_table: MakeTable) -> None:
