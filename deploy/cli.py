@@ -15,6 +15,7 @@ from deploy.errors import BAD_INPUT, DeployError
 from deploy.experiment_files import config_to_toml, load_experiment
 from deploy.interrupts import run_until_interrupted
 from deploy.options import ClientTokenFile, PlaintextToken, ReplayAddress, TlsCa
+from deploy.replay_commands import replay
 from deploy.roles import Assignment, Role, check_experiment, run_role
 from deploy.run_folder import RunFolder, create_run_folder, locked, open_or_create_run_folder
 from replay_server.command import (
@@ -191,6 +192,7 @@ def train(  # noqa: PLR0913, PLR0917 - one parameter per option, as typer wants 
 
 
 app.command("replay-server")(serve)
+app.add_typer(replay, name="replay")
 
 
 @app.command()

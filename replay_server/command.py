@@ -22,6 +22,8 @@ FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 DEFAULT_DATA_DIR = Path("runs/manual/replay")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
+_MIB = 1 << 20
+
 
 class CommandError(typer.TyperException):
     """Ends a command with one line that names cause and remedy, and an exit code."""
@@ -175,6 +177,22 @@ def serve(  # noqa: PLR0913, PLR0917 - one parameter per option, as typer wants 
     tls_client_ca: TlsClientCa = None,
     token_file: TokenFile = None,
     insecure: Insecure = False,
+    max_message_mib: Annotated[
+        int, typer.Option(envvar="ZERO_MAX_MESSAGE_MIB", min=1, max=1024, help="The largest message, in MiB.")
+    ] = 16,
+    max_table_mib: Annotated[
+        int | None,
+        typer.Option(
+            envvar="ZERO_MAX_TABLE_MIB", min=1, help="The largest table, in MiB; by default four fifths of the memory."
+        ),
+    ] = None,
+    max_in_flight_mib: Annotated[
+        int,
+        typer.Option(envvar="ZERO_MAX_IN_FLIGHT_MIB", min=4, help="The most requests and answers in flight, in MiB."),
+    ] = 256,
+    max_waiting_calls: Annotated[
+        int, typer.Option(envvar="ZERO_MAX_WAITING_CALLS", min=1, help="The most calls that wait for a rate limiter.")
+    ] = 1024,
     log_level: LogLevel = "info",
 ) -> None:
     """Be the replay server: keep trajectories, serve sequences and weights, list live processes at /sd.
@@ -209,6 +227,10 @@ def serve(  # noqa: PLR0913, PLR0917 - one parameter per option, as typer wants 
         ),
         redis_url=redis_url if redis_url_file is None else _url_of(redis_url_file),
         redis_prefix=redis_prefix,
+        max_message_bytes=max_message_mib * _MIB,
+        max_table_bytes=None if max_table_mib is None else max_table_mib * _MIB,
+        max_in_flight_bytes=max_in_flight_mib * _MIB,
+        max_waiting_calls=max_waiting_calls,
     )
 
     def say(bound: BoundAddresses) -> None:

@@ -1,0 +1,215 @@
+"""How `zero replay` shows what a replay server holds: values in, tables of text out."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from replay_server.answers import RateLimiterInfo, ServerInfo, TableInfo
+from zero.tables import EpisodeEnd, RateLimiterConfig, SequenceRule, TableConfig
+from zero.trajectories import ColumnSpec, Trajectory
+
+FIRST_STEPS = 5
+"""Steps of a trajectory that are shown."""
+
+_FLUSHES = {
+    "always": "at once: an acknowledged insert survives a power cut",
+    "everysec": "every second: a power cut may cost the last one",
+    "no": "when the system likes: a power cut may cost what it held back",
+}
+_MAX_VALUE_CHARACTERS = 40
+
+
+def server_view(address: str, info: ServerInfo) -> RenderableType:
+    """The server, its tables in sizes and limits, and why calls wait."""
+    facts = _facts()
+    facts.add_row("replay server", address)
+    if info.recovery is not None:
+        loaded, total = info.recovery.entries_loaded, info.recovery.entries_total
+        share = loaded / max(total, 1)
+        facts.add_row("recovery", f"{share:.0%}: {loaded:,} of {total:,} entries, table {info.recovery.table}")
+    facts.add_row("Redis flushes", _FLUSHES.get(info.appendfsync, info.appendfsync))
+    facts.add_row("weights", f"version {info.weights_version}" if info.weights_version else "none yet")
+    facts.add_row("in flight", f"{_size(info.in_flight_bytes)} of {_size(info.max_in_flight_bytes)}")
+    if not info.tables:
+        return Group(facts, "no tables yet")
+    reasons = [Text(line, "yellow") for table in info.tables.values() for line in _reasons(table)]
+    return Group(facts, _sizes(info.tables), *reasons)
+
+
+def _sizes(tables: Mapping[str, TableInfo]) -> Table:
+    view = Table()
+    view.add_column("table")
+    for heading in ("steps", "of", "trajectories", "items", "memory"):
+        view.add_column(heading, justify="right")
+    view.add_column("durability")
+    for heading in ("inserted", "drawn", "per insert", "waiting in + out"):
+        view.add_column(heading, justify="right")
+    for name, table in tables.items():
+        view.add_row(
+            name,
+            f"{table.num_steps:,}",
+            f"{table.config.capacity:,}",
+            f"{table.num_trajectories:,}",
+            f"{table.num_items:,}",
+            _size(table.memory_bytes),
+            table.config.durability.value,
+            f"{table.inserted_steps:,}",
+            f"{table.sampled_positions:,}",
+            _ratio(table.rate_limiter),
+            f"{table.rate_limiter.waiting_inserts} + {table.rate_limiter.waiting_samples}",
+        )
+    return view
+
+
+def _ratio(limiter: RateLimiterInfo) -> str:
+    aim = limiter.config.samples_per_insert
+    return f"{limiter.sampled / max(limiter.inserted, 1):.3g} of {aim:g}" if aim else "free"
+
+
+def _reasons(table: TableInfo) -> Iterator[str]:
+    if table.insert_blocked_because:
+        yield f"{table.config.name}: inserts wait: {table.insert_blocked_because}"
+    if table.sample_blocked_because:
+        yield f"{table.config.name}: samples wait: {table.sample_blocked_because}"
+
+
+def config_view(table: TableInfo) -> RenderableType:
+    """What a table is."""
+    config, limits = table.config, table.rate_limiter.config
+    facts = _facts()
+    facts.add_row("table", config.name)
+    facts.add_row("capacity", f"{config.capacity:,} steps, {_size(table.memory_bytes)}")
+    facts.add_row("durability", config.durability.value)
+    facts.add_row("drawn", _selector(config))
+    facts.add_row("removed", f"{config.remover} makes room{_drawn_out(config)}")
+    facts.add_row("items", _sequences(config.sequences))
+    facts.add_row("limits", limits_text(limits))
+    if limits != config.rate_limiter:
+        facts.add_row("", f"created with: {limits_text(config.rate_limiter)}")
+    columns = Table()
+    for heading in ("column", "dtype", "shape of a step", "bounds"):
+        columns.add_column(heading)
+    for spec in config.signature:
+        columns.add_row(spec.name, spec.dtype, _shape(spec.shape), _bounds(spec))
+    return Group(facts, columns)
+
+
+def limits_text(limits: RateLimiterConfig) -> str:
+    """When calls wait, in words."""
+    parts = [f"samples from {limits.min_size_to_sample:,} items on"]
+    if limits.samples_per_insert:
+        parts.append(f"{limits.samples_per_insert:g} samples per insert, {limits.error_buffer:g} more or fewer")
+    if limits.queue_size:
+        parts.append(f"inserts wait at {limits.queue_size:,} items")
+    return "; ".join(parts)
+
+
+def trajectory_view(trajectory: Trajectory) -> RenderableType:
+    """What was played: its facts, the ranges of its columns, its first steps."""
+    facts = _facts()
+    facts.add_row("trajectory", trajectory.trajectory_id)
+    facts.add_row("actor", trajectory.actor_id or "not named")
+    facts.add_row("weights", str(trajectory.weights_version))
+    facts.add_row("episode seed", str(trajectory.episode_seed))
+    facts.add_row("steps", f"{trajectory.num_steps:,}{_beginning(trajectory)}, {_end(trajectory)}")
+    for name, value in sorted(trajectory.stats.items()):
+        facts.add_row(name, f"{value:g}")
+    columns = dict(trajectory.columns)
+    if trajectory.priorities is not None:
+        columns["(priority)"] = trajectory.priorities
+    return Group(facts, _ranges(columns), _first_steps(columns, trajectory.first_step))
+
+
+def _ranges(columns: Mapping[str, NDArray[np.generic]]) -> Table:
+    view = Table()
+    view.add_column("column")
+    view.add_column("dtype")
+    view.add_column("shape")
+    for heading in ("least", "mean", "most"):
+        view.add_column(heading, justify="right")
+    for name, array in columns.items():
+        numbers = array.astype(np.float64)
+        extremes = (_number(value) for value in (numbers.min(), numbers.mean(), numbers.max()))
+        view.add_row(name, array.dtype.name, _shape(array.shape), *extremes)
+    return view
+
+
+def _first_steps(columns: Mapping[str, NDArray[np.generic]], first_step: int) -> Table:
+    view = Table()
+    view.add_column("step", justify="right")
+    for name in columns:
+        view.add_column(name, overflow="fold")
+    for t in range(min(FIRST_STEPS, len(next(iter(columns.values()))))):
+        view.add_row(str(first_step + t), *(_value(array[t]) for array in columns.values()))
+    return view
+
+
+def _value(value: NDArray[np.generic] | np.generic) -> str:
+    shown = np.array2string(np.asarray(value), threshold=8, edgeitems=2, formatter={"float_kind": _number})
+    text = " ".join(shown.split()).replace("[ ", "[")
+    return text if len(text) <= _MAX_VALUE_CHARACTERS else f"{text[: _MAX_VALUE_CHARACTERS - 1]}…"
+
+
+def _number(value: "float | np.floating[Any]") -> str:
+    return f"{value:.6g}"
+
+
+def _beginning(trajectory: Trajectory) -> str:
+    return f" from step {trajectory.first_step:,} on" if trajectory.first_step else ""
+
+
+def _end(trajectory: Trajectory) -> str:
+    if trajectory.open:
+        return "still being played"
+    return "terminated" if trajectory.terminated else "truncated" if trajectory.truncated else "without an end"
+
+
+def _selector(config: TableConfig) -> str:
+    return f"prioritized ^ {config.priority_exponent:g}" if config.selector == "prioritized" else config.selector
+
+
+def _drawn_out(config: TableConfig) -> str:
+    times = config.max_times_sampled
+    return f"; an item goes after {times:,} draw{'s' if times > 1 else ''}" if times else ""
+
+
+def _sequences(rule: SequenceRule) -> str:
+    which = {0: "complete trajectories", 1: "every step"}.get(rule.period, f"every {rule.period}th step")
+    match rule.episode_end:
+        case EpisodeEnd.PAD:
+            end = "sequences are zero beyond the end"
+        case EpisodeEnd.TRUNCATE:
+            end = f"only where {rule.length} steps begin"
+        case EpisodeEnd.CONTINUE:
+            end = "sequences go on in the actor's next trajectory"
+    return f"{which}; {end}"
+
+
+def _bounds(spec: ColumnSpec) -> str:
+    least = "" if spec.minimum is None else f"{spec.minimum:g} to"
+    most = "" if spec.maximum is None else f"{spec.maximum:g}" if least else f"to {spec.maximum:g}"
+    return f"{least} {most}".strip()
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return f"[{', '.join(map(str, shape))}]"
+
+
+def _size(num_bytes: float) -> str:
+    for unit in ("B", "KiB", "MiB"):
+        if num_bytes < 1024:
+            return f"{num_bytes:.4g} {unit}"
+        num_bytes /= 1024
+    return f"{num_bytes:,.1f} GiB"
+
+
+def _facts() -> Table:
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="bold")
+    grid.add_column()
+    return grid
