@@ -1,5 +1,6 @@
 """A private redis-server: started in the data folder, durable, on a unix socket only, ended with its owner."""
 
+import contextlib
 import importlib.util
 import logging
 import os
@@ -30,6 +31,8 @@ _RESTART_PAUSE_SECONDS = 1.0
 _LEAST_WASTE_BYTES = 64 << 20
 _MOST_WASTE_BYTES = 2 << 30
 _CALM_BYTES_PER_SECOND = 32 << 20
+_CACHED_BYTES = 1 << 30
+_RELEASED_AT_ONCE_BYTES = 32 << 20
 
 # Run in a fresh interpreter that then becomes redis-server: asks the kernel for SIGTERM when the parent dies, however
 # it dies. Not preexec_fn: Python code between fork and exec may deadlock in a process with threads.
@@ -60,6 +63,7 @@ class EmbeddedRedis:
         self._process: subprocess.Popen[bytes] | None = None
         self._started_at = 0.0
         self._tended = (0.0, 0)  # when, and how large the file was
+        self._written = 0  # bytes since the cache was released
         self._socket_directory = self._directory
         self._owns_socket_directory = False
 
@@ -183,6 +187,20 @@ class EmbeddedRedis:
         if size - size_then < _CALM_BYTES_PER_SECOND * (now - tended) or size > 4 * needed + _MOST_WASTE_BYTES:
             logger.info("the embedded Redis rewrites its file of %d MiB", size >> 20)
             client.bgrewriteaof()
+
+    def note_written(self, num_bytes: int) -> None:
+        """So much was written and flushed: keep the file from filling the memory of the machine.
+
+        It is read only at a start. The first GiB stays in the page cache, for a quick one.
+        """
+        self._written += num_bytes
+        if self._written < _RELEASED_AT_ONCE_BYTES:
+            return
+        self._written = 0
+        # One file up to Redis 6, a folder of them since; the newest is the one that grows.
+        files = [*self._directory.glob("appendonly.aof"), *self._directory.glob("appendonlydir/*.incr.aof")]
+        with contextlib.suppress(OSError), max(files, key=lambda file: file.stat().st_mtime).open("rb") as file:
+            os.posix_fadvise(file.fileno(), _CACHED_BYTES, 0, os.POSIX_FADV_DONTNEED)
 
     def stop(self) -> None:
         """Let it flush and end; kill it if it does not end in time."""

@@ -106,6 +106,7 @@ class LogWriter:
 
     def _execute(self, _: redis.Redis, commands: Sequence[Command], wait: bool = False) -> None:
         self._log.chain.write(commands, flushed=wait)
+        self._store.note_written(sum(len(command[-1]) for command in commands if isinstance(command[-1], bytes)))
 
     def _take_changes(self) -> dict[str, Changes]:
         taken = {name: table.take_changes() for name, table in self.tables.items()}

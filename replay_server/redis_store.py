@@ -38,7 +38,7 @@ class RedisStore:
         self._client: redis.Redis | None = None
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="replay-redis")
         self.appendfsync = "unknown"
-        self.gives_fsync = self.flushes_itself = False
+        self.gives_fsync = self.flushes_itself = self._has_file = False
 
     async def run(
         self, function: Callable[Concatenate[redis.Redis, P], R], *arguments: P.args, **keywords: P.kwargs
@@ -76,29 +76,41 @@ class RedisStore:
             client = _connect_to_url(self._url or "", self._timeout_seconds)
         client.ping()
         self._read_policy(client)
-        policy = _setting(client, "maxmemory-policy")
-        if policy not in {"noeviction", "unknown"}:
-            logger.warning("Redis has maxmemory-policy %s: it may delete what was acknowledged; use noeviction", policy)
+        self._warn(client)
         self._client = client
 
     def _read_policy(self, client: redis.Redis) -> None:
-        has_file = bool(cast("dict[str, int]", client.info("persistence")).get("aof_enabled"))
+        state = cast("dict[str, int]", client.info("persistence"))
+        # A file that was just enabled holds nothing until its first rewrite is done.
+        begins = not self._has_file and (state.get("aof_rewrite_in_progress") or state.get("aof_rewrite_scheduled"))
+        has_file = self._has_file = bool(state.get("aof_enabled")) and not begins
         version = str(cast("dict[str, object]", client.info("server")).get("redis_version", "0"))
         self.appendfsync = _setting(client, "appendfsync") if has_file else "no"
         self.flushes_itself = self.appendfsync == "always" and _setting(client, "no-appendfsync-on-rewrite") == "no"
         can_be_asked = tuple(int(part) for part in version.split(".")[:2]) >= _FIRST_WITH_WAITAOF
         self.gives_fsync = has_file and (self.flushes_itself or can_be_asked)
-        if not has_file:
-            logger.warning("Redis has no append-only file: what it acknowledges is lost when it ends")
+
+    def _warn(self, client: redis.Redis) -> None:
+        if self.appendfsync == "no":
+            logger.warning("Redis has no append-only file, or never flushes it: it may lose what it acknowledges")
+        policy = _setting(client, "maxmemory-policy")
+        if policy not in {"noeviction", "unknown"}:
+            logger.warning("Redis has maxmemory-policy %s: it may delete what was acknowledged; use noeviction", policy)
 
     async def tend(self) -> None:
-        """Keep the file of an embedded Redis small; call it every few seconds.
+        """Notice another policy, keep the file of an embedded Redis small; call it every few seconds.
 
         Raises:
             redis.RedisError: Redis does not answer.
         """
+        await self.run(self._read_policy)
         if self._embedded is not None:
             await self.run(self._embedded.tend)
+
+    def note_written(self, num_bytes: int) -> None:
+        """So much was written; to be called on the thread."""
+        if self._embedded is not None:
+            self._embedded.note_written(num_bytes)
 
     async def close(self) -> None:
         """Disconnect, stop an embedded Redis, end the thread."""

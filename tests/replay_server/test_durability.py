@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -24,17 +24,10 @@ from replay_server.client import ReplayClient
 from replay_server.server import BoundAddresses, ReplayServer, ReplayServerError, ReplayServerSettings
 from replay_server.write_chain import Command, NotLastWrite, WriteChain, WriteInDoubtError
 from tests.ledger import Ledger, check_that_nothing_is_lost
+from tests.replay_server.held import until
 from tests.replay_server.played import played, table_config
 from zero.tables import Durability
 from zero.trajectories import PriorityUpdates, SequenceBatch
-
-
-def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
-    """Poll until it holds."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come about in time"
-        time.sleep(0.02)
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -23,8 +23,9 @@ from replay_server.embedded_redis import find_redis_server
 from replay_server.errors import TakenOverError
 from replay_server.server import ReplayServer, ReplayServerError, ReplayServerSettings, run_replay_server
 from replay_server.write_chain import Command, NotLastWrite, WriteChain, WriteInDoubtError
+from tests.replay_server.held import all_steps, trajectories, until
 from tests.replay_server.played import played, table_config
-from zero.trajectories import PriorityUpdates, SequenceBatch
+from zero.trajectories import PriorityUpdates
 
 
 class ForgetfulRedis:
@@ -68,14 +69,6 @@ class ForgetfulRedis:
         self.start()
 
 
-def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
-    """Poll until it holds."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come about in time"
-        time.sleep(0.02)
-
-
 @pytest.fixture
 def forgetful(tmp_path: Path) -> Iterator[ForgetfulRedis]:
     """Running."""
@@ -91,23 +84,6 @@ def settings(settings: ReplayServerSettings, forgetful: ForgetfulRedis) -> Repla
     return replace(
         settings, redis_url=f"unix://{forgetful.socket}", redis_timeout_seconds=2.0, priority_save_seconds=0.05
     )
-
-
-def steps(batch: SequenceBatch) -> dict[int, tuple[bytes, float, int]]:
-    """Key to contents, probability and version."""
-    rows = zip(
-        *(batch.columns["observation"], batch.columns["reward"], batch.columns["policy"]),
-        *(batch.probabilities.tolist(), batch.weights_versions.tolist()),
-        strict=True,
-    )
-    return {
-        key: (a.tobytes() + b.tobytes() + c.tobytes(), probability, version)
-        for key, (a, b, c, probability, version) in zip(batch.keys.tolist(), rows, strict=True)
-    }
-
-
-def all_steps(client: ReplayClient) -> dict[int, tuple[bytes, float, int]]:
-    return steps(client.sample("games", 2000, {"observation": 5, "reward": 5, "policy": 1}))
 
 
 @pytest.mark.parametrize("comes_back", ["empty", "behind"])
@@ -134,12 +110,14 @@ def test_what_redis_has_lost_it_gets_again(
         forgetful.restart()
         for number in range(14, 18):
             client.insert("games", [played(number)], timeout=30)
-        before, info = all_steps(client), client.server_info().tables["games"]
+        before, held = all_steps(client), trajectories(client)
+        info = client.server_info().tables["games"]
     for _ in range(2):
         with ReplayServer(settings) as bound, ReplayClient(bound.address) as client:
             assert client.create_table(config) is False
             assert client.server_info().tables["games"] == info
             assert all_steps(client) == before
+            assert trajectories(client) == held, "all of it: who played, seeds, stats"
             assert client.verify_table("games").problems == ()
             info = client.server_info().tables["games"]
             for start in (0, 9):  # evicted ones, and stored ones

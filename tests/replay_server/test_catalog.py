@@ -1,0 +1,263 @@
+"""Tables that are created, changed, reset and deleted, for good; and what a start says of its progress."""
+
+import itertools
+import os
+import signal
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import redis
+
+from replay_server import recovery
+from replay_server.answers import InsertResult, RecoveryProgress, ReplayError, ReplayTimeout
+from replay_server.client import ReplayClient
+from replay_server.server import ReplayServer, ReplayServerError, ReplayServerSettings
+from replay_server.table import Table
+from tests.replay_server.held import all_steps, until
+from tests.replay_server.played import played, table_config
+from zero.tables import Durability, RateLimiterConfig
+from zero.trajectories import PriorityUpdates
+
+_numbers = itertools.count(100)
+
+
+def redis_client(settings: ReplayServerSettings) -> redis.Redis:
+    return redis.Redis(unix_socket_path=str(settings.data_dir / "redis" / "redis.sock"))
+
+
+def held_keys(settings: ReplayServerSettings, table: str) -> list[bytes]:
+    with redis_client(settings) as client:
+        return [key for key in client.keys("zero:*") if f":{table}" in key.decode()]
+
+
+@pytest.mark.parametrize("durability", [Durability.REDIS, Durability.MEMORY])
+def test_a_reset_empties_a_table_and_forgets_all_it_knew(
+    settings: ReplayServerSettings, durability: Durability
+) -> None:
+    """Ids are new again, keys of the earlier life name nothing, counts begin again; also after a restart."""
+    config = table_config(durability=durability, selector="prioritized")
+    with ReplayServer(settings) as bound, ReplayClient(bound.address) as client:
+        client.create_table(config)
+        client.insert("games", [played(number) for number in range(3)])
+        keys = client.sample("games", 64, {"action": 1}).keys
+        client.update_columns("games", np.unique(keys), {"action": np.zeros(len(np.unique(keys)), np.uint16)})
+        assert client.reset_table("games") == 3
+        info = client.server_info().tables["games"]
+        assert (info.num_steps, info.inserted_steps, info.inserted_trajectories, info.rate_limiter.inserted) == (
+            *(0, 0, 0, 0),
+        )
+        assert client.insert("games", [replace(played(1), episode_seed=9)]) == InsertResult(1, 0)
+        assert client.update_priorities("games", PriorityUpdates(keys, np.ones(64, np.float32))).updated == 0
+        steps = all_steps(client)
+    with ReplayServer(settings) as bound, ReplayClient(bound.address) as client:
+        if durability is Durability.REDIS:
+            assert all_steps(client) == steps
+            assert client.verify_table("games").problems == ()
+        assert client.update_priorities("games", PriorityUpdates(keys, np.ones(64, np.float32))).updated == 0
+
+
+def test_a_reset_whose_write_fails_is_written_later(settings: ReplayServerSettings) -> None:
+    """The caller is told that Redis was away; what was emptied stays empty, what comes then is kept."""
+    settings = replace(settings, redis_timeout_seconds=0.5)
+    with ReplayServer(settings) as bound, ReplayClient(bound.address) as client:
+        client.create_table(table_config())
+        client.insert("games", [played(0), played(1)])
+        pid = int((settings.data_dir / "redis" / "redis.pid").read_text())
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            with pytest.raises(ReplayTimeout):
+                client.reset_table("games", timeout=0.6)
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        assert client.insert("games", [played(1), played(2)], timeout=30).stored == 2
+        steps = all_steps(client)
+    with ReplayServer(settings) as bound, ReplayClient(bound.address) as client:
+        assert client.server_info().tables["games"].num_trajectories == 2
+        assert all_steps(client) == steps
+
+
+def test_a_deleted_table_is_gone_for_good(settings: ReplayServerSettings) -> None:
+    """From memory, from Redis and from the next start; another one may take its name and begins empty."""
+    with ReplayServer(settings) as bound, ReplayClient(bound.address) as client:
+        for name in ("games", "others"):
+            client.create_table(table_config(name, capacity=20, selector="prioritized"))
+            client.insert(name, [played(number) for number in range(3)])
+            client.insert(name, [played(number) for number in range(3, 6)])
+        keys = np.unique(client.sample("games", 64, {"action": 1}).keys)
+        client.update_columns("games", keys, {"action": np.zeros(len(keys), np.uint16)})
+        client.set_rate_limiter("games", RateLimiterConfig(min_size_to_sample=2))
+        client.delete_table("games")
+        for call in (lambda: client.sample("games", 1, {"action": 1}), lambda: client.delete_table("games")):
+            with pytest.raises(ReplayError) as caught:
+                call()
+            assert caught.value.reason == "UNKNOWN_TABLE"
+        assert held_keys(settings, "games") == []
+        assert len(held_keys(settings, "others")) > 3
+    with ReplayServer(settings) as bound, ReplayClient(bound.address) as client:
+        assert list(client.server_info().tables) == ["others"]
+        assert client.create_table(table_config(capacity=50))
+        assert client.insert("games", [played(0)]).stored == 1
+        assert client.update_priorities("games", PriorityUpdates(keys, np.ones(len(keys), np.float32))).updated == 0
+
+
+@pytest.mark.parametrize("end", ["delete", "reset"])
+def test_calls_that_wait_for_a_table_that_ends_are_answered(settings: ReplayServerSettings, end: str) -> None:
+    """Nothing hangs: a sample that waits for data is told that the table is gone, or waits on for the new data."""
+    with ReplayServer(settings) as bound, ReplayClient(bound.address) as client:
+        client.create_table(table_config())
+        outcomes: list[object] = []
+
+        def wait() -> None:
+            try:
+                outcomes.append(client.sample("games", 1, {"action": 1}, timeout=20))
+            except ReplayError as error:
+                outcomes.append(error.reason)
+
+        waiting = threading.Thread(target=wait)
+        waiting.start()
+        until(lambda: client.server_info().tables["games"].rate_limiter.waiting_samples == 1)
+        if end == "delete":
+            client.delete_table("games")
+            waiting.join(10)
+            assert outcomes == ["UNKNOWN_TABLE"]
+        else:
+            client.reset_table("games")
+            client.insert("games", [played(1)])
+            waiting.join(10)
+            assert len(outcomes) == 1
+            assert not isinstance(outcomes[0], str)
+
+
+def test_other_limits_hold_after_a_restart(settings: ReplayServerSettings) -> None:
+    """The config stays the one that the table was created with; what cannot work is refused."""
+    config = table_config(rate_limiter=RateLimiterConfig(min_size_to_sample=500))
+    limits = RateLimiterConfig(min_size_to_sample=3)
+    with ReplayServer(settings) as bound, ReplayClient(bound.address) as client:
+        client.create_table(config)
+        client.insert("games", [played(1)])
+        with pytest.raises(ReplayTimeout):
+            client.sample("games", 1, {"action": 1}, timeout=0.1)
+        with pytest.raises(ReplayError, match="exceeds capacity") as caught:
+            client.set_rate_limiter("games", RateLimiterConfig(min_size_to_sample=1001))
+        assert caught.value.reason == "BAD_CONFIG"
+        client.set_rate_limiter("games", limits)
+        assert client.create_table(config) is False
+    with ReplayServer(settings) as bound, ReplayClient(bound.address) as client:
+        info = client.server_info().tables["games"]
+        assert (info.rate_limiter.config, info.config) == (limits, config)
+        assert len(client.sample("games", 1, {"action": 1}, timeout=5).keys) == 1
+
+
+def test_the_ratio_of_samples_to_inserts_is_kept_over_a_restart(settings: ReplayServerSettings) -> None:
+    """What was drawn too much before is drawn less afterwards."""
+    limits = RateLimiterConfig(min_size_to_sample=5, samples_per_insert=2.0, error_buffer=12.0)
+    with ReplayServer(settings) as bound, ReplayClient(bound.address) as client:
+        client.create_table(table_config(rate_limiter=limits))
+        client.insert("games", [played(1)])
+        client.sample("games", 12, {"action": 1})
+        with pytest.raises(ReplayTimeout):
+            client.sample("games", 1, {"action": 1}, timeout=0.1)
+        before = client.server_info().tables["games"].rate_limiter
+    with ReplayServer(settings) as bound, ReplayClient(bound.address) as client:
+        assert client.server_info().tables["games"].rate_limiter == before
+        with pytest.raises(ReplayTimeout):
+            client.sample("games", 1, {"action": 1}, timeout=0.1)
+        client.insert("games", [played(2)])
+        assert len(client.sample("games", 10, {"action": 1}, timeout=5).keys) == 10
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"selector": "best"}, "uniform, prioritized"),
+        ({"remover": "worst"}, "fifo, lifo"),
+        ({"capacity": 2**30}, "GiB"),
+    ],
+)
+def test_a_table_that_cannot_be_is_refused(client: ReplayClient, changes: dict[str, object], words: str) -> None:
+    """BAD_CONFIG, with what there is instead."""
+    with pytest.raises(ReplayError, match=words) as caught:
+        client.create_table(table_config("impossible", **changes))
+    assert caught.value.reason == "BAD_CONFIG"
+
+
+def test_a_start_says_how_far_it_is(settings: ReplayServerSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the log is loaded, GetServerInfo counts its entries; other calls are refused."""
+    with ReplayServer(settings) as bound, ReplayClient(bound.address) as client:
+        client.create_table(table_config())
+        for number in range(5):
+            client.insert("games", [played(number)])
+    held_up, go_on = threading.Event(), threading.Event()
+    restore = recovery._restore
+
+    def restore_and_wait(table: Table, *arguments: object) -> None:
+        restore(table, *arguments)
+        if table.num_trajectories == 3:
+            held_up.set()
+            assert go_on.wait(20)
+
+    monkeypatch.setattr(recovery, "_GROUP_BYTES", 1)
+    monkeypatch.setattr(recovery, "_restore", restore_and_wait)
+    server = ReplayServer(replace(settings, port=int(bound.address.rpartition(":")[2])))
+    starting = threading.Thread(target=server.start)
+    starting.start()
+    try:
+        assert held_up.wait(20)
+        with ReplayClient(bound.address) as client:
+            assert client.server_info().recovery == RecoveryProgress("games", 2, 5)
+            with pytest.raises(ReplayTimeout) as caught:
+                client.insert("games", [played(9)], timeout=0.1)
+            assert caught.value.reason == "RECOVERING"
+            go_on.set()
+            starting.join()
+            assert client.server_info().recovery is None
+    finally:
+        go_on.set()
+        starting.join()
+        server.stop()
+
+
+def test_fsync_is_promised_only_where_redis_gives_it(settings: ReplayServerSettings, tmp_path: Path) -> None:
+    """Redis changes its policy at run time: tables of that kind are not created, inserts into them refused."""
+    config = table_config(durability=Durability.FSYNC)
+    with ReplayServer(settings):
+        url = f"unix://{settings.data_dir / 'redis' / 'redis.sock'}"
+        other = ReplayServerSettings(tmp_path, redis_url=url, redis_prefix="other", priority_save_seconds=0.05)
+        with ReplayServer(other) as bound, ReplayClient(bound.address) as client, redis_client(settings) as store:
+            assert client.create_table(config)
+            assert client.insert("games", [played(1)]).stored == 1
+            for setting, weaker, full in (
+                ("appendfsync", "everysec", "always"),
+                ("no-appendfsync-on-rewrite", "yes", "no"),
+                ("appendonly", "no", "yes"),
+            ):
+                store.config_set(setting, weaker)
+                until(lambda: refusal_of(client) == "NOT_DURABLE")
+                with pytest.raises(ReplayError) as caught:
+                    client.create_table(replace(config, name="more"))
+                assert caught.value.reason == "NOT_DURABLE"
+                store.config_set(setting, full)
+                until(lambda: refusal_of(client) == "")
+
+
+def refusal_of(client: ReplayClient) -> str:
+    """Why an insert is refused; empty if it is not."""
+    try:
+        client.insert("games", [played(next(_numbers))], timeout=5)
+    except ReplayError as error:
+        return error.reason
+    return ""
+
+
+def test_a_table_of_another_version_is_refused_at_the_start(settings: ReplayServerSettings) -> None:
+    """A strategy that is not known is named."""
+    with ReplayServer(settings) as bound, ReplayClient(bound.address) as client:
+        client.create_table(table_config())
+        with redis_client(settings) as store:
+            value = store.hget("zero:tables", "games")
+            store.hset("zero:tables", "games", value.replace(b"uniform", b"uniqorn"))
+    with pytest.raises(ReplayServerError, match="'uniqorn' is not known"):
+        ReplayServer(settings).start()
