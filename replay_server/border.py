@@ -52,7 +52,7 @@ class Call:
         remaining = cast("float | None", self.context.time_remaining())
         if remaining is None:
             return LONGEST_HOLD_SECONDS
-        return min(remaining - min(0.2, 0.1 * remaining), LONGEST_HOLD_SECONDS)
+        return min(remaining - min(0.3, 0.2 * remaining), LONGEST_HOLD_SECONDS)
 
     async def read(self) -> bytes | None:
         """The next message of a stream, whenever it comes; None after the last one."""

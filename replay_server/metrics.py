@@ -58,8 +58,8 @@ class Levels:
     tables: Iterable[TableState]
     live_processes: Iterable[tuple[str, int]]
     store_available: bool
-    in_flight_bytes: Iterable[tuple[str, int]]
-    max_in_flight_bytes: int
+    in_flight_bytes: Iterable[tuple[str, int]] = ()
+    max_in_flight_bytes: int = 0
 
 
 @dataclass(frozen=True)

@@ -128,7 +128,7 @@ class Table:
 
     @property
     def mass(self) -> float:
-        """By how much it counts among several that share a batch: the sum of its weights, or the number of its items."""
+        """By how much it counts among several that share a batch: the sum of its weights, or of its items."""
         mass = self._selector.mass
         return float(self.num_items) if mass is None else mass
 
