@@ -1,5 +1,6 @@
 """Requests over a stream, answered in their order: bounded, with deadlines, over as many calls as it takes."""
 
+import math
 import threading
 import time
 from collections import deque
@@ -108,7 +109,7 @@ class OrderedStream(Generic[Answer]):
 
         Args:
             request: its bytes.
-            timeout: the most seconds to wait.
+            timeout: the most seconds to wait; may be infinite.
             answer_timeout: seconds from now within which the future gets its answer or an error; may be infinite.
 
         Raises:
@@ -124,7 +125,7 @@ class OrderedStream(Generic[Answer]):
         pending = _Pending[Answer](request, time.monotonic() + answer_timeout, Future())
         pending.future.set_running_or_notify_cancel()  # nobody can cancel what may have been sent
         with self._condition:
-            if not self._condition.wait_for(lambda: self._ended_by or self._has_room(request), timeout):
+            if not self._condition.wait_for(lambda: self._ended_by or self._has_room(request), _wait_seconds(timeout)):
                 raise self._timeout(f"{len(self._unanswered)} requests were in flight for {timeout:g} s")
             if self._ended_by is not None:
                 raise closed_error() from self._ended_by
@@ -140,7 +141,7 @@ class OrderedStream(Generic[Answer]):
             ReplayTimeout: some have none.
         """
         with self._condition:
-            if not self._condition.wait_for(lambda: not self._unanswered, timeout):
+            if not self._condition.wait_for(lambda: not self._unanswered, _wait_seconds(timeout)):
                 raise self._timeout(f"{len(self._unanswered)} requests had no answer after {timeout:g} s")
 
     def timeout(self, otherwise: str) -> ReplayTimeout:
@@ -196,9 +197,9 @@ class OrderedStream(Generic[Answer]):
 
     def _wait_for_change(self, now: float, *moments: float) -> None:
         """Wait for a notification, but not beyond the first of these moments and of the deadlines."""
-        first = min((*moments, *(pending.deadline for pending in self._unanswered)), default=float("inf"))
+        first = min((*moments, *(pending.deadline for pending in self._unanswered)), default=math.inf)
         if self._ended_by is None:
-            self._condition.wait(None if first == float("inf") else max(first - now, 0.0))
+            self._condition.wait(_wait_seconds(max(first - now, 0.0)))
 
     def _converse(self) -> None:
         """Make one call and read its answers until it ends."""
@@ -343,6 +344,11 @@ class OrderedStream(Generic[Answer]):
 
     def _is_overdue(self, now: float) -> bool:
         return any(pending.deadline <= now for pending in self._unanswered)
+
+
+def _wait_seconds(seconds: float) -> float | None:
+    """What the threading module takes for it."""
+    return None if seconds == math.inf else seconds
 
 
 def _as_replay_error(error: ReplayError | CodecError) -> ReplayError:

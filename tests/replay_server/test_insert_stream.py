@@ -13,14 +13,17 @@ from threading import Thread
 import numpy as np
 import pytest
 
+from replay_server import ordered_stream
 from replay_server.answers import InsertResult, ReplayError, ReplayTimeout
 from replay_server.client import ReplayClient
+from replay_server.credentials import Credentials, SecuritySettings
 from replay_server.insert_stream import InsertStream
+from replay_server.server import ReplayServer, ReplayServerSettings
 from tests.replay_server.killable import killable_server
 from tests.replay_server.played import SIGNATURE, played, table_config
 from tests.roles import wait_until
-from zero.tables import Durability, TableConfig
-from zero.trajectories import Trajectory
+from zero.tables import Durability, RateLimiterConfig, TableConfig
+from zero.trajectories import SampleSpec, Trajectory
 
 MakeTable = Callable[..., TableConfig]
 
@@ -163,6 +166,69 @@ def test_an_insert_that_is_held_too_long_says_why(client: ReplayClient, make_tab
         error = stream.insert([played(1)]).exception(10)
     assert isinstance(error, ReplayTimeout)
     assert error.reason == "RATE_LIMITED"
+
+
+def test_chunks_stay_in_order_while_the_limiter_holds_them(
+    client: ReplayClient, make_table: MakeTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A chunk that was refused for now, and what was sent behind it, is sent again until it is let in."""
+    monkeypatch.setattr(ordered_stream, "_HOLD_SECONDS", 0.1)
+    table = make_table(rate_limiter=RateLimiterConfig(queue_size=5), max_times_sampled=1).name
+    client.insert(table, [played(0)])
+    with client.insert_stream(table) as stream:
+        outcomes = [stream.insert([chunk]) for chunk in chunks(played(1), 2)]
+        with pytest.raises(TimeoutError):
+            outcomes[0].result(0.5)
+        client.sample(table, 5, {"reward": 1})
+    assert [outcome.result(0) for outcome in outcomes] == [InsertResult(1, 0)] * 2
+    assert [read.num_steps for read in client.read_trajectories(table)] == [5]
+
+
+def test_a_stream_goes_on_over_many_calls(
+    client: ReplayClient, make_table: MakeTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One call ends in order when it is old, the next takes over, and nothing is sent twice."""
+    monkeypatch.setattr(ordered_stream, "_SENDING_SECONDS", 0.02)
+    table = make_table().name
+    with client.insert_stream(table) as stream:
+        outcomes = [stream.insert([played(n)]) for n in range(200)]
+    assert {outcome.result(0) for outcome in outcomes} == {InsertResult(1, 0)}
+    assert ids(client, table) == [f"t{n}" for n in range(200)]
+
+
+def test_many_threads_share_a_stream(client: ReplayClient, make_table: MakeTable) -> None:
+    """Each gets the outcome of its own insert."""
+    table = make_table().name
+    with client.insert_stream(table, in_flight=3, raise_failures=False) as stream, ThreadPoolExecutor(8) as executor:
+
+        def insert(number: int) -> str:
+            trajectory = not_finite(number) if number % 7 == 0 else played(number)
+            error = stream.insert([trajectory]).exception(20)
+            return "" if error is None else error.reason
+
+        reasons = list(executor.map(insert, range(100)))
+    assert reasons == ["NOT_FINITE" if n % 7 == 0 else "" for n in range(100)]
+    assert sorted(ids(client, table)) == sorted(f"t{n}" for n in range(100) if n % 7)
+
+
+def test_streams_show_their_token(tmp_path: Path) -> None:
+    """With the right one they work; with another every insert fails for itself, at once."""
+    (tmp_path / "tokens").write_text("actor:0123456789abcdef\n")
+    (tmp_path / "wrong").write_text("fedcba9876543210\n")
+    settings = ReplayServerSettings(tmp_path / "data", security=SecuritySettings(token_file=tmp_path / "tokens"))
+    with (
+        ReplayServer(settings) as bound,
+        ReplayClient(bound.address, credentials=Credentials(token_file=tmp_path / "tokens")) as client,
+        ReplayClient(bound.address, credentials=Credentials(token_file=tmp_path / "wrong")) as stranger,
+    ):
+        client.create_table(table_config())
+        with client.insert_stream("games") as stream:
+            stream.insert([played(1)])
+        with stranger.insert_stream("games", raise_failures=False) as stream:
+            outcomes = [stream.insert([played(n)]) for n in range(3)]
+            assert [outcome.exception(10).reason for outcome in outcomes] == ["UNAUTHENTICATED"] * 3
+        with client.sample_stream("games", SampleSpec(2, {"reward": 1})) as batches:
+            assert len(next(batches).keys) == 2
 
 
 @pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGSTOP])

@@ -1,11 +1,13 @@
 """Batches over a stream: as a sample draws them, ahead but not far, with priorities on their way back."""
 
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from replay_server import ordered_stream
 from replay_server.answers import ReplayError, ReplayTimeout
 from replay_server.client import ReplayClient
 from tests.replay_server.killable import killable_server
@@ -149,11 +151,14 @@ def test_a_stream_survives_a_killed_server(tmp_path: Path) -> None:
         assert not rewards(after) & never
 
 
-def test_a_queue_is_drawn_once_and_in_order(client: ReplayClient, make_table: MakeTable) -> None:
-    """What a stream hands out is what was inserted, each once."""
+def test_a_queue_is_drawn_once_and_in_order(
+    client: ReplayClient, make_table: MakeTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a stream hands out is what was inserted, each once, also where one call ends and the next takes over."""
+    monkeypatch.setattr(ordered_stream, "_SENDING_SECONDS", 0.01)
     table = make_table().name + "-queue"
-    client.create_table(TableConfig.queue(table, SIGNATURE, 100, 1000))
-    client.insert(table, [played(n) for n in range(20)])
+    client.create_table(TableConfig.queue(table, SIGNATURE, 200, 1000))
+    client.insert(table, [played(n) for n in range(200)])
     with client.sample_stream(table, SampleSpec(2, {"reward": 1}), in_flight=2) as batches:
-        drawn = [batches.__next__().columns["reward"][:, 0] for _ in range(8)]
-    assert np.concatenate(drawn).tolist() == list(range(16))
+        drawn = [batch.columns["reward"][:, 0] for batch in islice(batches, 98)]
+    assert np.concatenate(drawn).tolist() == list(range(196))
