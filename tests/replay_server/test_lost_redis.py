@@ -25,7 +25,8 @@ from replay_server.server import ReplayServer, ReplayServerError, ReplayServerSe
 from replay_server.write_chain import Command, NotLastWrite, WriteChain, WriteInDoubtError
 from tests.replay_server.held import all_steps, trajectories, until
 from tests.replay_server.played import played, table_config
-from zero.trajectories import PriorityUpdates
+from zero.tables import RateLimiterConfig
+from zero.trajectories import PriorityUpdates, TrajectoryFilter
 
 
 class ForgetfulRedis:
@@ -128,6 +129,44 @@ def test_what_redis_has_lost_it_gets_again(
             assert (weights.version, weights.training_step, weights.payload) == (1, 7, b"weights")
     with forgetful.client() as store:
         assert store.xlen("zero:log:games") <= 12, "trimmed"
+
+
+def test_a_redis_that_is_behind_gets_all_changes_again(
+    settings: ReplayServerSettings, forgetful: ForgetfulRedis
+) -> None:
+    """Deleted trajectories do not rise again, replaced values and limits are kept, tables that ended stay away."""
+    config = table_config(remover="random")
+    limits = RateLimiterConfig(min_size_to_sample=2)
+    with ReplayServer(settings) as bound, ReplayClient(bound.address) as client:
+        for name in ("games", "ended", "emptied"):
+            client.create_table(replace(config, name=name))
+            client.insert(name, [played(number) for number in range(4)])
+        client.insert("games", [played(4)])
+        with forgetful.client() as store:
+            store.save()
+        client.delete_trajectories("games", TrajectoryFilter(trajectory_ids=("t1", "t4")))
+        keys = np.unique(client.sample("games", 2000, {"action": 1}).keys)
+        client.update_columns("games", keys, {"action": np.arange(len(keys), dtype=np.uint16)})
+        client.insert("games", [replace(played(5), terminated=False, open=True), played(6)])
+        client.set_rate_limiter("games", limits)
+        client.delete_table("ended")
+        client.reset_table("emptied")
+        client.insert("emptied", [played(2)])
+        forgetful.restart()
+        rest = replace(played(5), first_step=5)
+        assert client.insert("games", [rest], timeout=30).stored == 1
+        held, emptied = trajectories(client), trajectories(client, "emptied")
+        for name in ("games", "emptied"):
+            assert client.verify_table(name).problems == ()
+        info = client.server_info()
+    with ReplayServer(settings) as bound, ReplayClient(bound.address) as client:
+        assert (trajectories(client), trajectories(client, "emptied")) == (held, emptied)
+        assert client.server_info() == info
+        assert client.insert("games", [played(number) for number in range(5)]).duplicates == 5
+        assert client.create_table(replace(config, name="ended"))
+        assert client.insert("ended", [played(0)]).stored == 1
+        for name in ("games", "emptied", "ended"):
+            assert client.verify_table(name).problems == ()
 
 
 def test_an_idle_server_notices_that_redis_is_empty(settings: ReplayServerSettings, forgetful: ForgetfulRedis) -> None:
