@@ -49,21 +49,26 @@ def _messages(table: Table, chosen: list[Stored], max_bytes: int) -> Iterator[by
     A trajectory that was inserted in chunks may be larger than a message: it is sent in chunks then.
     """
     row_bytes = sum(table.rings.row_bytes.values())
-    longest = max(max_bytes // 2 // row_bytes, 1)  # half of it, for what is not in the columns
+    most = max_bytes // 2  # of the columns; the rest is for what is around them
     parts: list[Trajectory] = []
     size = 0
     for stored in chosen:
-        if table.find_trajectory(stored.trajectory_id) is not stored:
-            continue
-        steps = len(stored.slots)
-        for start in range(0, steps, longest):
-            parts.append(_part(table, stored, start, min(start + longest, steps)))
-            size += parts[-1].num_steps * row_bytes
-            if size >= _MESSAGE_BYTES:
+        for part in _parts(table, stored, max(most // row_bytes, 1)):
+            if parts and size + part.num_steps * row_bytes > min(_MESSAGE_BYTES, most):
                 yield frames.encode_read_response(parts)
                 parts, size = [], 0
+            parts.append(part)
+            size += part.num_steps * row_bytes
     if parts:
         yield frames.encode_read_response(parts)
+
+
+def _parts(table: Table, stored: Stored, longest: int) -> Iterator[Trajectory]:
+    steps = len(stored.slots)
+    for start in range(0, steps, longest):
+        if table.find_trajectory(stored.trajectory_id) is not stored:
+            return  # removed while an earlier message was being sent
+        yield _part(table, stored, start, min(start + longest, steps))
 
 
 def _part(table: Table, stored: Stored, start: int, stop: int) -> Trajectory:

@@ -1,9 +1,11 @@
-"""Messages as bytes, good and bad, and calls that send them as they are."""
+"""Messages as bytes, good and bad, calls that send them as they are, and what the server counts of them."""
 
+import urllib.request
 from collections.abc import Iterable
 
 import grpc
 import numpy as np
+from prometheus_client.parser import text_string_to_metric_families
 
 from tests.replay_server.played import SIGNATURE, played, table_config
 from zero.tables import RateLimiterConfig
@@ -31,6 +33,17 @@ def converse(
 def read(channel: grpc.Channel, method: str, data: bytes, timeout: float = 10.0) -> list[bytes]:
     """One message there, all that come back."""
     return list(channel.unary_stream(SERVICE + method)(data, timeout=timeout))
+
+
+def scrape(metrics_address: str) -> dict[str, float]:
+    """Every metric by `name{labels}`."""
+    with urllib.request.urlopen(f"http://{metrics_address}/metrics", timeout=10) as response:
+        text = response.read().decode()
+    return {
+        f"{sample.name}{{{','.join(f'{k}={v}' for k, v in sorted(sample.labels.items()))}}}": sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
 
 
 def reason_of(error: grpc.RpcError) -> str | None:

@@ -14,7 +14,6 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-from prometheus_client.parser import text_string_to_metric_families
 
 from replay_server.client import ProcessRegistration, ReplayClient, ReplayError
 from replay_server.server import (
@@ -24,21 +23,11 @@ from replay_server.server import (
     ReplayServerSettings,
     run_replay_server,
 )
+from tests.replay_server.messages import scrape
 from tests.replay_server.played import played, table_config
 from zero.tables import TableConfig
 from zero.wire import weights_pb2, weights_pb2_grpc
 from zero.wire.codec import Reason
-
-
-def scrape(metrics_address: str) -> dict[str, float]:
-    """Every sample by `name{labels}`."""
-    with urllib.request.urlopen(f"http://{metrics_address}/metrics", timeout=10) as response:
-        text = response.read().decode()
-    return {
-        f"{sample.name}{{{','.join(f'{k}={v}' for k, v in sorted(sample.labels.items()))}}}": sample.value
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-    }
 
 
 def targets(metrics_address: str) -> dict[str, dict[str, str]]:
