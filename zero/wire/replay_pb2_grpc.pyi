@@ -29,6 +29,10 @@ stable reason that programs may rely on:
   RECOVERING           UNAVAILABLE          the server is loading its log; try again
   BAD_WEIGHTS          INVALID_ARGUMENT     weights whose chunks do not add up to the declared size and sha256
   UNAUTHENTICATED      UNAUTHENTICATED      no token, or one that the server does not know
+
+Large messages. A call of Insert or UpdateColumns may say in the metadata key `zero-message-bytes` how many bytes its
+message has; one that does not counts as the largest allowed until its message has come. It is not read before there
+is room for so many bytes.
 """
 
 from collections import abc as _abc
