@@ -2,6 +2,9 @@
 
 import hashlib
 import json
+import math
+import os
+import signal
 import threading
 import time
 import urllib.error
@@ -11,11 +14,13 @@ from contextlib import suppress
 from dataclasses import replace
 
 import grpc
+import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from replay_server.client import ProcessRegistration, ReplayClient, ReplayError
+from replay_server.answers import ReplayError, ReplayTimeout
+from replay_server.client import ProcessRegistration, ReplayClient
 from replay_server.server import (
     BoundAddresses,
     ReplayServer,
@@ -23,9 +28,11 @@ from replay_server.server import (
     ReplayServerSettings,
     run_replay_server,
 )
+from tests.replay_server.held import until
 from tests.replay_server.messages import scrape
 from tests.replay_server.played import played, table_config
 from zero.tables import TableConfig
+from zero.trajectories import PriorityUpdates, TrajectoryFilter
 from zero.wire import weights_pb2, weights_pb2_grpc
 from zero.wire.codec import Reason
 
@@ -72,6 +79,164 @@ def test_counters_count_and_begin_at_zero(
     assert after["zero_replay_redis_info{appendfsync=always}"] == 1
     assert after["zero_replay_store_available{}"] == 1
     assert after["zero_replay_insert_seconds_count{}"] >= before["zero_replay_insert_seconds_count{}"] + 4
+
+
+def difference(before: dict[str, float], after: dict[str, float]) -> dict[str, float]:
+    """What has changed, without sums of seconds, buckets and times."""
+    return {
+        name: value - before.get(name, 0)
+        for name, value in after.items()
+        if value != before.get(name, 0) and name.startswith("zero_replay") and "seconds" not in name
+    }
+
+
+def test_every_way_out_of_a_table_is_counted_by_its_cause(
+    addresses: BoundAddresses, client: ReplayClient, make_table: Callable[..., TableConfig]
+) -> None:
+    """Evicted, deleted, drawn often enough; a trajectory counts once."""
+    config = make_table(capacity=10, selector="fifo", max_times_sampled=1)
+
+    def removed() -> list[float]:
+        metrics = scrape(addresses.metrics_address)
+        name = "zero_replay_removed_trajectories_total"
+        return [metrics[f"{name}{{cause={cause},table={config.name}}}"] for cause in ("evicted", "deleted", "used_up")]
+
+    assert removed() == [0, 0, 0]
+    client.insert(config.name, [played(1)])
+    client.insert(config.name, [played(2)])
+    client.insert(config.name, [played(3)])
+    assert removed() == [1, 0, 0]
+    client.sample(config.name, 5, {"action": 1})
+    assert removed() == [1, 0, 1]
+    client.delete_trajectories(config.name, TrajectoryFilter(trajectory_ids=("t3", "t1")))
+    assert removed() == [1, 1, 1]
+    metrics = scrape(addresses.metrics_address)
+    assert metrics[f"zero_replay_evicted_steps_total{{table={config.name}}}"] == 5
+    assert metrics[f"zero_replay_items{{table={config.name}}}"] == 0
+    assert metrics[f"zero_replay_table_memory_bytes{{table={config.name}}}"] > 10 * 18
+
+
+def test_updates_inserts_and_the_age_of_samples_are_counted(settings: ReplayServerSettings) -> None:
+    """By their outcome, and how many versions of weights the drawn steps are behind."""
+    with ReplayServer(settings) as bound, ReplayClient(bound.address) as client:
+        client.create_table(table_config())
+        client.publish_weights(b"one", 1)
+        client.publish_weights(b"two", 2)
+        client.insert("games", [played(1, 4, weights_version=1)])
+        before = scrape(bound.metrics_address)
+        batch = client.sample("games", 256, {"action": 1})
+        keys = np.append(np.unique(batch.keys), np.uint64(999))
+        client.update_priorities("games", PriorityUpdates(keys, np.ones(5, np.float32)))
+        client.update_columns("games", keys, {"reward": np.zeros(5, np.float32)})
+        client.insert("games", [played(1, 4, weights_version=1)])
+        client.insert("games", [played(2)])
+        with pytest.raises(ReplayError):
+            client.insert("games", [])
+        changed = difference(before, scrape(bound.metrics_address))
+        counted = {
+            "priority_updates_total{result=updated,table=games}": 4,
+            "priority_updates_total{result=gone,table=games}": 1,
+            "column_updates_total{result=updated,table=games}": 4,
+            "column_updates_total{result=gone,table=games}": 1,
+            "inserts_total{result=stored}": 1,
+            "inserts_total{result=duplicate}": 1,
+            "inserts_total{result=refused}": 1,
+            "rejected_requests_total{reason=BAD_MESSAGE}": 1,
+            "duplicate_trajectories_total{table=games}": 1,
+            "sampled_positions_total{table=games}": 256,
+            "sample_versions_behind_count{}": 1,
+            "sample_versions_behind_sum{}": 1,
+        }
+        assert {name: changed[f"zero_replay_{name}"] for name in counted} == counted
+        after = scrape(bound.metrics_address)
+        for name in ("sample_age_seconds", "acknowledge_seconds", "insert_seconds", "sample_seconds"):
+            assert after[f"zero_replay_{name}_count{{}}"] > before[f"zero_replay_{name}_count{{}}"]
+        assert 0 < after["zero_replay_sample_age_seconds_sum{}"] < 60
+
+
+def test_latencies_fall_inside_the_buckets(addresses: BoundAddresses, client: ReplayClient) -> None:
+    """The slowest hundredth of inserts and samples is below the last finite bucket and above the first."""
+    client.create_table(table_config("busy"))
+    for number in range(100):
+        client.insert("busy", [played(number)])
+        client.sample("busy", 64, {"observation": 4})
+    metrics = scrape(addresses.metrics_address)
+    for name in ("insert_seconds", "sample_seconds", "redis_commit_seconds", "acknowledge_seconds"):
+        buckets = {
+            float(series.partition("le=")[2][:-1]): value
+            for series, value in metrics.items()
+            if series.startswith(f"zero_replay_{name}_bucket")
+        }
+        total = buckets[math.inf]
+        p99 = min(le for le, value in buckets.items() if value >= 0.99 * total)
+        assert 0.0005 <= p99 <= 30.0
+
+
+def test_calls_are_counted_under_the_usual_names(settings: ReplayServerSettings) -> None:
+    """By method and code, streams and what is not ours included."""
+    with ReplayServer(settings) as bound, ReplayClient(bound.address) as client:
+        client.create_table(table_config())
+        with client.insert_stream("games") as stream:
+            for number in range(3):
+                stream.insert([played(number)])
+        with pytest.raises(ReplayError):
+            client.sample("nowhere", 1, {"action": 1})
+        with grpc.insecure_channel(bound.address) as channel:
+            health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=10)
+
+        def counted() -> dict[str, float]:
+            return scrape(bound.metrics_address)
+
+        labels = "grpc_method={},grpc_service=zero.v1.ReplayService,grpc_type={}"
+        sample = f"grpc_server_handled_total{{grpc_code=NOT_FOUND,{labels.format('Sample', 'unary')}}}"
+        streamed = labels.format("InsertStream", "bidi_stream")
+        until(lambda: counted().get(sample) == 1)
+        until(lambda: counted().get(f"grpc_server_handled_total{{grpc_code=OK,{streamed}}}") == 1)
+        assert counted()[f"grpc_server_msg_received_total{{{streamed}}}"] == 3
+        assert counted()[f"grpc_server_msg_sent_total{{{streamed}}}"] == 3
+        assert any("grpc.health.v1.Health" in name for name in counted())
+
+
+def test_a_deleted_table_is_shown_no_more(settings: ReplayServerSettings) -> None:
+    """Its series end; a new one of that name begins at 0."""
+    with ReplayServer(settings) as bound, ReplayClient(bound.address) as client:
+        client.create_table(table_config())
+        client.insert("games", [played(1)])
+        client.delete_table("games")
+        assert not any("table=games" in name for name in scrape(bound.metrics_address))
+        client.create_table(table_config())
+        assert scrape(bound.metrics_address)["zero_replay_inserted_steps_total{table=games}"] == 0
+
+
+def test_without_redis_inserts_are_not_served_and_everything_else_is(settings: ReplayServerSettings) -> None:
+    """By a health name of its own; it is SERVING again when Redis is back."""
+    with (
+        ReplayServer(replace(settings, redis_timeout_seconds=1.0)) as bound,
+        ReplayClient(bound.address) as client,
+        grpc.insecure_channel(bound.address) as channel,
+    ):
+        client.create_table(table_config())
+        client.insert("games", [played(1)])
+
+        def health(name: str) -> int:
+            request = health_pb2.HealthCheckRequest(service=name)
+            return health_pb2_grpc.HealthStub(channel).Check(request, timeout=10).status
+
+        serving, not_serving = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
+        assert health("zero.v1.ReplayService.Insert") == serving
+        redis = int((settings.data_dir / "redis" / "redis.pid").read_text())
+        os.kill(redis, signal.SIGSTOP)
+        try:
+            with pytest.raises(ReplayTimeout):
+                client.insert("games", [played(2)], timeout=1.5)
+            until(lambda: health("zero.v1.ReplayService.Insert") == not_serving)
+            assert health("") == health("zero.v1.ReplayService") == serving
+            assert len(client.sample("games", 4, {"action": 1}).keys) == 4
+        finally:
+            os.kill(redis, signal.SIGCONT)
+        until(lambda: health("zero.v1.ReplayService.Insert") == serving)
+        client.insert("games", [played(2)])
+        assert client.server_info().tables["games"].num_trajectories == 2
 
 
 def test_processes_are_listed_while_they_live(settings: ReplayServerSettings) -> None:
