@@ -156,27 +156,41 @@ def test_peek_shows_the_newest_or_the_one_asked_for(run: Run, client: ReplayClie
     assert run("peek", "games", "t9") == (2, "", "error: table 'games' holds no trajectory 't9'\n")
 
 
-def test_peek_joins_what_came_in_chunks(run: Run, client: ReplayClient) -> None:
-    """A long trajectory is one."""
-    client.create_table(table_config("games", selector="prioritized"))
-    whole = replace(played(1, 6), priorities=np.arange(6, dtype=np.float32))
-    parts = [
+def chunks_of_a_long_trajectory() -> list[Trajectory]:
+    """Two of 6 MiB each: together more than fits into a message."""
+    frames = np.arange(12 << 17, dtype=np.float64).reshape(12, 1 << 17)
+    return [
         replace(
-            whole,
-            columns={name: array[start : start + 3] for name, array in whole.columns.items()},
-            priorities=whole.priorities[start : start + 3],
+            played(1),
+            columns={"frame": frames[start : start + 6]},
+            priorities=np.arange(start, start + 6, dtype=np.float32),
             first_step=start,
             open=start == 0,
-            terminated=start == 3,
+            terminated=start == 6,
         )
-        for start in (0, 3)
+        for start in (0, 6)
     ]
-    client.insert("games", parts[:1])
-    assert "steps 3, still being played" in words(run("peek", "games")[1])
-    client.insert("games", parts[1:])
-    shown = words(run("peek", "games", "t1")[1])
-    assert "steps 6, terminated" in shown
-    assert "(priority) float32 [6] 0 2.5 5" in shown
+
+
+def test_a_trajectory_that_was_inserted_in_chunks_is_one(run: Run, client: ReplayClient) -> None:
+    """However it is read: looked at whole, exported and imported bit by bit."""
+    signature = (ColumnSpec("frame", "float64", (1 << 17,)),)
+    client.create_table(table_config("games", signature=signature, capacity=20, selector="prioritized"))
+    first, last = chunks_of_a_long_trajectory()
+    client.insert("games", [first])
+    assert "steps 6, still being played" in words(run("peek", "games")[1])
+    client.insert("games", [last])
+    assert len(stored(client, "games")) == 2, "it is read in parts"
+    for arguments in ([], ["t1"]):
+        shown = words(run("peek", "games", *arguments)[1])
+        assert "steps 12, terminated" in shown
+        assert f"frame float64 [12, 131072] 0 786432 {(12 << 17) - 1:.6g}" in shown
+        assert "(priority) float32 [12] 0 5.5 11" in shown
+    assert run("export", "games", "file")[0] == 0
+    assert run("import", "file", "copy")[0] == 0
+    assert client.server_info().tables["copy"].num_trajectories == 1
+    for got, expected in zip(stored(client, "copy"), stored(client, "games"), strict=True):
+        assert_same(got, expected)
 
 
 def test_export_and_import_keep_every_bit(run: Run, client: ReplayClient) -> None:
@@ -232,8 +246,11 @@ def test_an_import_passes_a_rate_limiter_step_by_step(run: Run, client: ReplayCl
     client.create_table(table_config("games"))
     client.insert("games", [played(n) for n in range(4)])
     run("export", "games", "file")
-    client.create_table(TableConfig.queue("queue", SIGNATURE, 4, 1000))
-    assert run("import", "file", "queue")[1] == "table queue: 4 trajectories stored, 0 were known already\n"
+    client.create_table(TableConfig.queue("queue", SIGNATURE, 2, 1000))
+    with ThreadPoolExecutor(1) as executor:
+        taken = executor.submit(lambda: [client.sample("queue", 1, {"reward": 1}) for _ in range(4)])
+        assert run("import", "file", "queue")[1] == "table queue: 4 trajectories stored, 0 were known already\n"
+        assert [int(batch.columns["reward"][0, 0]) for batch in taken.result(timeout=20)] == [0, 1, 2, 3]
 
 
 def test_an_export_leaves_out_what_has_lost_its_beginning(run: Run, client: ReplayClient) -> None:
