@@ -16,10 +16,10 @@ from replay_server.answers import InsertResult, RecoveryProgress, ReplayError, R
 from replay_server.client import ReplayClient
 from replay_server.server import ReplayServer, ReplayServerError, ReplayServerSettings
 from replay_server.table import Table
-from tests.replay_server.held import all_steps, until
+from tests.replay_server.held import all_steps, trajectories, until
 from tests.replay_server.played import played, table_config
 from zero.tables import Durability, RateLimiterConfig
-from zero.trajectories import PriorityUpdates
+from zero.trajectories import PriorityUpdates, TrajectoryFilter
 
 _numbers = itertools.count(100)
 
@@ -42,6 +42,8 @@ def test_a_reset_empties_a_table_and_forgets_all_it_knew(
     with ReplayServer(settings) as bound, ReplayClient(bound.address) as client:
         client.create_table(config)
         client.insert("games", [played(number) for number in range(3)])
+        client.reset_table("games")
+        client.insert("games", [played(number) for number in range(3)])
         keys = client.sample("games", 64, {"action": 1}).keys
         client.update_columns("games", np.unique(keys), {"action": np.zeros(len(np.unique(keys)), np.uint16)})
         assert client.reset_table("games") == 3
@@ -59,24 +61,37 @@ def test_a_reset_empties_a_table_and_forgets_all_it_knew(
         assert client.update_priorities("games", PriorityUpdates(keys, np.ones(64, np.float32))).updated == 0
 
 
-def test_a_reset_whose_write_fails_is_written_later(settings: ReplayServerSettings) -> None:
-    """The caller is told that Redis was away; what was emptied stays empty, what comes then is kept."""
+@pytest.mark.parametrize("redis_dies", [False, True])
+@pytest.mark.parametrize("call", ["reset", "delete trajectories"])
+def test_an_end_whose_write_is_in_doubt_is_written_later(
+    settings: ReplayServerSettings, call: str, redis_dies: bool
+) -> None:
+    """The caller is told that Redis was away; what was deleted stays so, what comes then is kept, executed or not."""
+
+    def end(client: ReplayClient) -> None:
+        if call == "reset":
+            client.reset_table("games", timeout=0.6)
+        else:
+            client.delete_trajectories("games", TrajectoryFilter(trajectory_ids=("t1", "t2")), timeout=0.6)
+
     settings = replace(settings, redis_timeout_seconds=0.5)
     with ReplayServer(settings) as bound, ReplayClient(bound.address) as client:
         client.create_table(table_config())
         client.insert("games", [played(0), played(1)])
+        client.insert("games", [played(2)])
         pid = int((settings.data_dir / "redis" / "redis.pid").read_text())
         os.kill(pid, signal.SIGSTOP)
         try:
             with pytest.raises(ReplayTimeout):
-                client.reset_table("games", timeout=0.6)
+                end(client)
         finally:
-            os.kill(pid, signal.SIGCONT)
-        assert client.insert("games", [played(1), played(2)], timeout=30).stored == 2
-        steps = all_steps(client)
+            os.kill(pid, signal.SIGKILL if redis_dies else signal.SIGCONT)
+        result = client.insert("games", [played(number) for number in range(4)], timeout=30)
+        assert result == (InsertResult(4, 0) if call == "reset" else InsertResult(1, 3))
+        held = trajectories(client)
     with ReplayServer(settings) as bound, ReplayClient(bound.address) as client:
-        assert client.server_info().tables["games"].num_trajectories == 2
-        assert all_steps(client) == steps
+        assert trajectories(client) == held
+        assert client.verify_table("games").problems == ()
 
 
 def test_a_deleted_table_is_gone_for_good(settings: ReplayServerSettings) -> None:

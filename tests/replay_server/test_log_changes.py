@@ -17,7 +17,7 @@ from tests.replay_server.held import all_steps, trajectories
 from tests.replay_server.killable import KillableServer, killable_server
 from tests.replay_server.played import played, table_config
 from zero.tables import TableConfig
-from zero.trajectories import Trajectory, TrajectoryFilter
+from zero.trajectories import PriorityUpdates, Trajectory, TrajectoryFilter
 
 
 def redis_client(data_dir: Path) -> redis.Redis:
@@ -174,6 +174,25 @@ def test_replaced_values_survive_a_kill(server: KillableServer) -> None:
             assert {reward for key, reward in rewards.items() if key not in keys} == {
                 np.float32(4 + i / 1000) for i in range(7)
             }
+
+
+def test_saved_priorities_are_not_those_of_later_steps(settings: ReplayServerSettings) -> None:
+    """Killed before the next saving: what took the place of evicted steps has the highest priority, not theirs."""
+    config = table_config(capacity=10, selector="prioritized", priority_exponent=1.0)
+    with ReplayServer(settings) as bound, ReplayClient(bound.address) as client:
+        client.create_table(config)
+        client.insert("games", [played(0), played(1)])
+        keys = np.unique(client.sample("games", 200, {"action": 1}).keys)
+        client.update_priorities("games", PriorityUpdates(keys, np.full(10, 0.25, np.float32)))
+    with killable_server(settings.data_dir) as server, ReplayClient(server.address) as client:
+        client.insert("games", [played(2)])
+    with ReplayServer(settings) as bound, ReplayClient(bound.address) as client:
+        batch = client.sample("games", 200, {"reward": 1})
+        found = {
+            (key in keys, round(probability, 6))
+            for key, probability in zip(batch.keys.tolist(), batch.probabilities.tolist(), strict=True)
+        }
+        assert found == {(True, 0.04), (False, 0.16)}
 
 
 def test_wide_tables_and_scattered_keys_are_replaced_page_by_page(settings: ReplayServerSettings) -> None:
