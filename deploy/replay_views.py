@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from replay_server.answers import RateLimiterInfo, ServerInfo, TableInfo
+from replay_server.answers import RateLimiterInfo, RecoveryProgress, ServerInfo, TableInfo
 from zero.tables import EpisodeEnd, RateLimiterConfig, SequenceRule, TableConfig
 from zero.trajectories import ColumnSpec, Trajectory
 
@@ -29,9 +29,7 @@ def server_view(address: str, info: ServerInfo) -> RenderableType:
     facts = _facts()
     facts.add_row("replay server", address)
     if info.recovery is not None:
-        loaded, total = info.recovery.entries_loaded, info.recovery.entries_total
-        share = loaded / max(total, 1)
-        facts.add_row("recovery", f"{share:.0%}: {loaded:,} of {total:,} entries, table {info.recovery.table}")
+        facts.add_row("recovery", _progress(info.recovery))
     facts.add_row("Redis flushes", _FLUSHES.get(info.appendfsync, info.appendfsync))
     facts.add_row("weights", f"version {info.weights_version}" if info.weights_version else "none yet")
     facts.add_row("in flight", f"{_size(info.in_flight_bytes)} of {_size(info.max_in_flight_bytes)}")
@@ -39,6 +37,13 @@ def server_view(address: str, info: ServerInfo) -> RenderableType:
         return Group(facts, "no tables yet")
     reasons = [Text(line, "yellow") for table in info.tables.values() for line in _reasons(table)]
     return Group(facts, _sizes(info.tables), *reasons)
+
+
+def _progress(recovery: RecoveryProgress) -> str:
+    loaded, total = recovery.entries_loaded, recovery.entries_total
+    if not total:
+        return "waiting for Redis"
+    return f"{loaded / total:.0%}: {loaded:,} of {total:,} entries, table {recovery.table}"
 
 
 def _sizes(tables: Mapping[str, TableInfo]) -> Table:

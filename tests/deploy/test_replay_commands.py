@@ -117,6 +117,8 @@ def test_info_shows_how_far_a_recovery_is() -> None:
     shown = words(console.file.getvalue())
     assert "recovery 25%: 1,500 of 6,000 entries, table games" in shown
     assert "every second: a power cut may cost the last one" in shown
+    console.print(server_view("host:1", replace(info, recovery=RecoveryProgress("", 0, 0))))
+    assert "recovery waiting for Redis" in words(console.file.getvalue())
 
 
 def test_tables_shows_what_they_are(run: Run, client: ReplayClient) -> None:
