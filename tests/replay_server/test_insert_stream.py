@@ -18,7 +18,7 @@ from replay_server.answers import InsertResult, ReplayError, ReplayTimeout
 from replay_server.client import ReplayClient
 from replay_server.credentials import Credentials, SecuritySettings
 from replay_server.insert_stream import InsertStream
-from replay_server.server import ReplayServer, ReplayServerSettings
+from replay_server.server import BoundAddresses, ReplayServer, ReplayServerSettings
 from tests.replay_server.killable import killable_server
 from tests.replay_server.played import SIGNATURE, played, table_config
 from tests.roles import wait_until
@@ -117,14 +117,25 @@ def test_a_refusal_is_raised(
 
 
 def test_a_message_too_large_for_the_server_fails_alone(client: ReplayClient, make_table: MakeTable) -> None:
-    """Although it breaks the call: what was in flight with it is sent again."""
-    table = make_table(capacity=10**6).name
-    huge = replace(played(1, num_steps=10**6), trajectory_id="huge")
-    with client.insert_stream(table, in_flight=8, raise_failures=False) as stream:
-        outcomes = [stream.insert([trajectory]) for trajectory in (played(0), huge, played(2), played(3))]
+    """Although it breaks the call: what is in flight before and behind it is sent again."""
+    table = full_queue(client, make_table)
+    huge = played(2, num_steps=(33 << 20) // 20)  # steps of 20 bytes; gRPC takes 32 MiB
+    with client.insert_stream(table, raise_failures=False) as stream:
+        outcomes = [stream.insert([trajectory]) for trajectory in (played(1), huge, played(3))]
+        for _ in range(2):
+            client.sample(table, 1, {"reward": 1})
         wait_for(outcomes, 20)
     assert outcomes[1].exception(0).reason == "MESSAGE_TOO_LARGE"
-    assert ids(client, table) == ["t0", "t2", "t3"]
+    assert [outcomes[n].exception(0) for n in (0, 2)] == [None, None]
+
+
+def test_a_message_too_large_for_the_client_is_not_taken(addresses: BoundAddresses, make_table: MakeTable) -> None:
+    """The caller learns of it at once."""
+    table = make_table().name
+    with ReplayClient(addresses.address, max_message_bytes=1000) as client, client.insert_stream(table) as stream:
+        with pytest.raises(ReplayError, match="MESSAGE_TOO_LARGE"):
+            stream.insert([played(1, num_steps=50)])
+        stream.insert([played(1)])
 
 
 @pytest.mark.parametrize("bound", [{"in_flight": 3}, {"max_bytes": 2000}])

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -19,6 +20,8 @@ from zero.trajectories import NStep, SampleSpec, SequenceBatch, StepFilter, Wind
 MakeTable = Callable[..., TableConfig]
 
 SPEC = SampleSpec(16, {"reward": 1})
+FIRST = {round(t / 1000, 3) for t in range(5)}
+"""Rewards of played(0)."""
 
 
 def rewards(batch: SequenceBatch) -> set[float]:
@@ -127,7 +130,7 @@ def test_closing_the_client_ends_the_stream(client: ReplayClient, make_table: Ma
 
 @pytest.mark.slow
 def test_a_stream_survives_a_killed_server(tmp_path: Path) -> None:
-    """Iteration goes on over two deaths; priorities given while the server is away arrive."""
+    """Iteration goes on over two deaths; priorities given while the server is away arrive, also if that is the end."""
     everything = {round(n + t / 1000, 3) for n in range(3) for t in range(5)}
     with killable_server(tmp_path) as server, ReplayClient(server.address) as client:
         client.create_table(table_config(selector="prioritized"))
@@ -141,14 +144,20 @@ def test_a_stream_survives_a_killed_server(tmp_path: Path) -> None:
                     batch = next(batches)
                     assert rewards(batch) <= everything
             server.kill()
-            seldom = batch.columns["reward"][:, 0] < 1
-            batches.update_priorities(batch.keys, seldom.astype(np.float32))
+            first = batch.columns["reward"][:, 0] < 1
+            batches.update_priorities(batch.keys, first.astype(np.float32))
             server.start()
             for _ in range(4):
                 after = next(batches)
-        never = rewards(batch) - {round(t / 1000, 3) for t in range(5)}
-        assert never
-        assert not rewards(after) & never
+            assert not rewards(after) & rewards(batch) - FIRST
+            wait_until(lambda: batches._drawn.qsize() == 2)
+            server.kill()
+            batches.update_priorities(batch.keys, (~first).astype(np.float32))
+            next(batches)  # was there; another is asked for in vain, together with the priorities
+            starting = Thread(target=server.start)
+            starting.start()
+        starting.join()
+        assert not rewards(client.sample("games", 64, {"reward": 1})) & rewards(batch) & FIRST
 
 
 def test_a_queue_is_drawn_once_and_in_order(
@@ -162,3 +171,16 @@ def test_a_queue_is_drawn_once_and_in_order(
     with client.sample_stream(table, SampleSpec(2, {"reward": 1}), in_flight=2) as batches:
         drawn = [batch.columns["reward"][:, 0] for batch in islice(batches, 98)]
     assert np.concatenate(drawn).tolist() == list(range(196))
+
+
+def test_a_queue_loses_nothing_while_requests_are_held_and_refused(
+    client: ReplayClient, make_table: MakeTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A request that is repeated takes none of those in flight with it."""
+    monkeypatch.setattr(ordered_stream, "_HOLD_SECONDS", 0.005)
+    table = make_table().name + "-queue"
+    client.create_table(TableConfig.queue(table, SIGNATURE, 200, 1000))
+    with client.sample_stream(table, SampleSpec(1, {"reward": 1}), in_flight=3, timeout=10) as batches:
+        for n in range(100):
+            client.insert(table, [played(n)])
+            assert next(batches).columns["reward"][0, 0] == n
