@@ -209,7 +209,6 @@ def decode_server_info(response: replay_pb2.GetServerInfoResponse) -> ServerInfo
 
 
 def _table_info(info: replay_pb2.TableInfo) -> TableInfo:
-    limits = info.rate_limiter.config if info.rate_limiter.HasField("config") else info.config.rate_limiter
     return TableInfo(
         config=codec.decode_table_config(info.config),
         num_steps=info.num_steps,
@@ -222,7 +221,7 @@ def _table_info(info: replay_pb2.TableInfo) -> TableInfo:
         num_items=info.num_items,
         memory_bytes=info.memory_bytes,
         rate_limiter=RateLimiterInfo(
-            config=codec.decode_rate_limiter(limits),
+            config=codec.decode_rate_limiter(info.rate_limiter.config),
             inserted=info.rate_limiter.inserted,
             sampled=info.rate_limiter.sampled,
             waiting_inserts=info.rate_limiter.waiting_inserts,

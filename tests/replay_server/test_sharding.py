@@ -21,6 +21,7 @@ from replay_server.trajectory_writer import TrajectoryWriter
 from tests.replay_server.killable import KillableServer, killable_server
 from tests.replay_server.played import SIGNATURE, played, table_config
 from tests.roles import wait_until
+from zero.tables import Durability, RateLimiterConfig
 from zero.trajectories import SampleSpec, SequenceBatch
 
 ADDRESSES = ("10.0.0.1:5000", "10.0.0.2:5000", "10.0.0.3:5000")
@@ -241,6 +242,23 @@ def test_an_empty_table_is_waited_for(sharded: ShardedClient) -> None:
         held = executor.submit(sharded.sample, "games", 4, {"reward": 1}, timeout=20)
         sharded.insert("games", [played(n) for n in range(8)])
         assert len(held.result(20).keys) == 4
+
+
+def test_a_shard_that_holds_samples_does_not_hold_up_the_others(addresses: list[str]) -> None:
+    """It is left out until it has what it waits for."""
+    limits = RateLimiterConfig(min_size_to_sample=6)
+    with ShardedClient(addresses) as sharded:
+        sharded.create_table(table_config("limited", rate_limiter=limits, durability=Durability.MEMORY))
+        sharded.insert("limited", [played(n) for n in (*at_home(addresses, 0, 1), *at_home(addresses, 1, 2))])
+        wait_until(lambda: can_sample(sharded, addresses[1]))
+        assert set(sharded.sample("limited", 32, {"reward": 1}, timeout=5).shards.tolist()) == {1}
+        sharded.insert("limited", [played(n) for n in at_home(addresses, 0, 2)])
+        wait_until(lambda: set(sharded.sample("limited", 32, {"reward": 1}).shards.tolist()) == {0, 1})
+
+
+def can_sample(sharded: ShardedClient, address: str) -> bool:
+    info = sharded.server_infos()[address]
+    return info is not None and not info.tables["limited"].sample_blocked_because
 
 
 def test_closing_leaves_no_thread(addresses: list[str]) -> None:
