@@ -7,7 +7,6 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Group, RenderableType
 from rich.table import Table
-from rich.text import Text
 
 from replay_server.answers import RateLimiterInfo, RecoveryProgress, ServerInfo, TableInfo
 from zero.tables import EpisodeEnd, RateLimiterConfig, SequenceRule, TableConfig
@@ -33,10 +32,7 @@ def server_view(address: str, info: ServerInfo) -> RenderableType:
     facts.add_row("Redis flushes", _FLUSHES.get(info.appendfsync, info.appendfsync))
     facts.add_row("weights", f"version {info.weights_version}" if info.weights_version else "none yet")
     facts.add_row("in flight", f"{_size(info.in_flight_bytes)} of {_size(info.max_in_flight_bytes)}")
-    if not info.tables:
-        return Group(facts, "no tables yet")
-    reasons = [Text(line, "yellow") for table in info.tables.values() for line in _reasons(table)]
-    return Group(facts, _sizes(info.tables), *reasons)
+    return Group(facts, _states(info.tables) if info.tables else "no tables yet")
 
 
 def _progress(recovery: RecoveryProgress) -> str:
@@ -46,41 +42,36 @@ def _progress(recovery: RecoveryProgress) -> str:
     return f"{loaded / total:.0%}: {loaded:,} of {total:,} entries, table {recovery.table}"
 
 
-def _sizes(tables: Mapping[str, TableInfo]) -> Table:
-    view = Table()
-    view.add_column("table")
-    for heading in ("steps", "of", "trajectories", "items", "memory"):
-        view.add_column(heading, justify="right")
-    view.add_column("durability")
-    for heading in ("inserted", "drawn", "per insert", "waiting in + out"):
-        view.add_column(heading, justify="right")
+def _states(tables: Mapping[str, TableInfo]) -> Table:
+    view = Table(show_lines=True)
+    for heading in ("table", "holds", "went through", "waits"):
+        view.add_column(heading, overflow="fold")
     for name, table in tables.items():
+        config = table.config
         view.add_row(
             name,
-            f"{table.num_steps:,}",
-            f"{table.config.capacity:,}",
-            f"{table.num_trajectories:,}",
-            f"{table.num_items:,}",
-            _size(table.memory_bytes),
-            table.config.durability.value,
-            f"{table.inserted_steps:,}",
-            f"{table.sampled_positions:,}",
-            _ratio(table.rate_limiter),
-            f"{table.rate_limiter.waiting_inserts} + {table.rate_limiter.waiting_samples}",
+            f"{table.num_steps:,} of {config.capacity:,} steps\n{table.num_trajectories:,} trajectories\n"
+            f"{table.num_items:,} items\n{_size(table.memory_bytes)}, durability {config.durability.value}",
+            f"{table.inserted_steps:,} steps in\n{table.sampled_positions:,} drawn{_ratio(table.rate_limiter)}\n"
+            f"{table.removed_trajectories:,} removed",
+            "\n".join(_waiting(table)),
         )
     return view
 
 
 def _ratio(limiter: RateLimiterInfo) -> str:
     aim = limiter.config.samples_per_insert
-    return f"{limiter.sampled / max(limiter.inserted, 1):.3g} of {aim:g}" if aim else "free"
+    return f"\n{limiter.sampled / max(limiter.inserted, 1):.3g} of {aim:g} per insert" if aim else ""
 
 
-def _reasons(table: TableInfo) -> Iterator[str]:
-    if table.insert_blocked_because:
-        yield f"{table.config.name}: inserts wait: {table.insert_blocked_because}"
-    if table.sample_blocked_because:
-        yield f"{table.config.name}: samples wait: {table.sample_blocked_because}"
+def _waiting(table: TableInfo) -> Iterator[str]:
+    limiter = table.rate_limiter
+    for number, kind, reason in (
+        (limiter.waiting_inserts, "inserts", table.insert_blocked_because),
+        (limiter.waiting_samples, "samples", table.sample_blocked_because),
+    ):
+        if number or reason:
+            yield f"{number} {kind}: {reason or 'they ask for more than may pass now'}"
 
 
 def config_view(table: TableInfo) -> RenderableType:

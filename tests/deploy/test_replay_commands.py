@@ -80,6 +80,13 @@ def words(text: str) -> str:
     return " ".join(re.sub(r"[┃│━─┏┓┡┩└┘╇┴┳┬]", " ", text).split())
 
 
+def by_columns(out: str) -> list[str]:
+    """The rows of the one table in a text, each read cell by cell."""
+    (table,) = re.findall(r"┡.*?\n(.*?)└", out, flags=re.DOTALL)
+    rows = [[line.split("│")[1:-1] for line in row.strip().splitlines()] for row in re.split(r"├.*┤", table)]
+    return [words(" ".join(" ".join(cell) for cell in zip(*row, strict=True))) for row in rows]
+
+
 def stored(client: ReplayClient, table: str) -> list[Trajectory]:
     """All trajectories of a table."""
     return list(client.read_trajectories(table))
@@ -96,17 +103,22 @@ def test_info_shows_sizes_durability_and_why_calls_wait(run: Run, client: Replay
     client.sample("games", 12, {"reward": 1})
     with ThreadPoolExecutor(1) as executor:
         waiting = executor.submit(client.sample, "games", 40, {"reward": 1})
-        while "0 + 1" not in (shown := run("info")[1]):
+        while "1 samples: they ask for more than may pass now" not in by_columns(run("info")[1])[0]:
             assert not waiting.done()
         client.insert("games", [played(n, 2) for n in (2, 3)])
         assert len(waiting.result(timeout=20).keys) == 40
-    shown = words(shown)
+    out = run("info")[1]
+    shown = words(out)
     assert f"replay server {client.address}" in shown
     assert "Redis flushes at once: an acknowledged insert survives a power cut" in shown
     assert re.search(r"in flight [\d.]+ B of 256 MiB", shown)
-    assert re.search(r"games 9 1,000 1 9 [\d.]+ KiB redis 9 12 12 of 4 0 \+ 1", shown)
-    assert re.search(r"queue 7 70 1 1 [\d.]+ KiB redis 7 0 free 0 \+ 0", shown)
-    assert "queue: inserts wait: the queue is full" in shown
+    games, queue = by_columns(out)
+    assert re.match(r"games 13 of 1,000 steps 3 trajectories 13 items [\d.]+ KiB, durability redis 13 steps in", games)
+    assert games.endswith("13 steps in 52 drawn 13 of 4 per insert 0 removed")
+    assert re.match(
+        r"queue 7 of 70 steps 1 trajectories 1 items [\d.]+ KiB, durability redis 7 steps in 0 drawn", queue
+    )
+    assert "0 inserts: the queue is full" in queue
 
 
 def test_info_shows_how_far_a_recovery_is() -> None:
