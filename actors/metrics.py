@@ -2,6 +2,8 @@
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Summary
 
+from actors.self_play import MoveReport
+
 PLAYERS = ("random", "greedy", "policy", "search")
 """Whom an evaluator measures: two baselines, the network's policy alone, and the policy under search."""
 
@@ -33,6 +35,31 @@ class ActorMetrics:
         self.unique_leaf_ratio = Gauge(
             "zero_actor_unique_leaf_ratio", "New nodes per simulation, last move.", registry=self.registry
         )
+        self.search_policy_entropy = Gauge(
+            "zero_actor_search_policy_entropy_nats",
+            "Mean entropy of the search policies, last move.",
+            registry=self.registry,
+        )
+        self.search_policy_divergence = Gauge(
+            "zero_actor_search_policy_divergence_nats",
+            "Mean KL divergence of the search policies from the network's, last move.",
+            registry=self.registry,
+        )
+        self.search_optimism = Summary(
+            "zero_actor_search_optimism",
+            "Search value minus the return that followed, mean over the moves of a finished game.",
+            registry=self.registry,
+        )
+
+    def report_move(self, report: MoveReport) -> None:
+        """Enter one move of all games."""
+        self.moves.inc(report.num_moves)
+        self.simulations.inc(report.num_simulations)
+        self.unique_leaf_ratio.set(report.unique_leaf_ratio)
+        self.search_policy_entropy.set(report.policy_entropy)
+        self.search_policy_divergence.set(report.policy_divergence)
+        for optimism in report.search_optimism:
+            self.search_optimism.observe(optimism)
 
 
 class EvaluatorMetrics:

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from zero.games.game import Game, States
 from zero.networks.inference import InferenceNetwork
-from zero.search.gumbel import GumbelSearch
+from zero.search.tree_search import TreeSearch
 
 Actions = NDArray[np.int64]
 Seeds = NDArray[np.uint64]
@@ -81,9 +81,9 @@ class SearchPlayer:
         search: as wide as the batches will be.
     """
 
-    def __init__(self, search: GumbelSearch) -> None:
+    def __init__(self, search: TreeSearch) -> None:
         self._search = search
 
     def choose(self, states: States, seeds: Seeds) -> Actions:
         """See Player."""
-        return self._search.run(states, seeds, gumbel_scale=0.0).actions
+        return self._search.run(states, seeds, noise_scale=0.0).actions

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from zero.config import SelfPlayConfig
 from zero.games.game import Game
-from zero.search.gumbel import GumbelSearch, SearchResult
+from zero.search.tree_search import SearchResult, TreeSearch
 from zero.self_play_table import self_play_signature
 from zero.trajectories import Signature, Trajectory
 
@@ -50,11 +50,35 @@ class MoveReport:
 
     Attributes:
         num_moves: games that moved.
+        num_simulations: made for it, in all games together.
         unique_leaf_ratio: nodes made per simulation, 0 to 1.
+        policy_entropy: mean entropy of the search policies, in nats.
+        policy_divergence: mean KL divergence of the search policies from the network's, in nats.
+        search_optimism: per game that ended by the rules with this move, see `search_optimism`.
     """
 
     num_moves: int
+    num_simulations: int
     unique_leaf_ratio: float
+    policy_entropy: float
+    policy_divergence: float
+    search_optimism: tuple[float, ...]
+
+
+def search_optimism(columns: Mapping[str, Array], discount: float) -> float:
+    """Mean over the moves of a finished game of search value minus the discounted return that really followed.
+
+    Args:
+        columns: of the trajectory, up to the end of the game.
+        discount: per step, as the search values have it.
+    """
+    rewards, discounts = columns["reward"].astype(np.float64), columns["discount"].astype(np.float64)
+    following = 0.0
+    returns = np.zeros(len(rewards))
+    for step in range(len(rewards) - 1, -1, -1):
+        following = rewards[step] + discount * discounts[step] * following
+        returns[step] = following
+    return float((columns["search_value"].astype(np.float64) - returns).mean())
 
 
 class SelfPlay:
@@ -66,7 +90,7 @@ class SelfPlay:
     Args:
         game: the rules.
         config: how to play.
-        num_simulations: of the search, for the report.
+        num_simulations: per move, unless it is searched cheaply.
         actor_id: stamped on the trajectories.
         seeds: the actor's seeds; every game spawns its own.
     """
@@ -93,12 +117,18 @@ class SelfPlay:
         self._recorder = Recorder(self_play_signature(game), games)
         self._states = game.initial(self._draw_outcomes())
 
-    def play_move(self, search: GumbelSearch, weights_version: int) -> tuple[list[Trajectory], MoveReport]:
-        """Search and play one move in every game; returns the games that ended with it."""
+    def play_move(self, search: TreeSearch, weights_version: int) -> tuple[list[Trajectory], MoveReport]:
+        """Search and play one move in every game; returns the games that ended with it.
+
+        A policy that is not to be learned, because the move was searched cheaply, is recorded as zeros.
+        """
         starting = self._recorder.lengths == 0
         self._first_versions[starting] = weights_version
+        is_cheap = self._is_cheap()
+        num_simulations = self._config.cheap_simulations if is_cheap else self._num_simulations
         seeds = self._search_rng.integers(0, 2**64, len(self._states), dtype=np.uint64)
-        result = search.run(self._states, seeds, self._config.gumbel_scale)
+        noise_scale = 0.0 if is_cheap else self._config.noise_scale
+        result = search.run(self._states, seeds, noise_scale, num_simulations)
         actions = self._choose(result)
         transition = self._game.step(self._states, actions, self._draw_outcomes())
         to_play = self._game.to_play(self._states)
@@ -110,7 +140,7 @@ class SelfPlay:
                 "action": actions,
                 "reward": transition.rewards,
                 "discount": discounts,
-                "search_policy": result.search_policy,
+                "search_policy": np.zeros_like(result.search_policy) if is_cheap else result.search_policy,
                 "search_value": result.search_value,
             }
         )
@@ -119,15 +149,34 @@ class SelfPlay:
         self._states = transition.states
         ended = transition.terminated | (self._recorder.lengths >= self._config.max_moves)
         finished = [self._finish(int(index), bool(transition.terminated[index])) for index in np.flatnonzero(ended)]
-        ratio = float(result.num_unique_leaves.mean()) / self._num_simulations
-        return finished, MoveReport(len(actions), ratio)
+        optimism = (search_optimism(game.columns, search.discount) for game in finished if game.terminated)
+        return finished, MoveReport(
+            num_moves=len(actions),
+            num_simulations=len(actions) * num_simulations,
+            unique_leaf_ratio=float(result.num_unique_leaves.mean()) / num_simulations,
+            policy_entropy=float(result.policy_entropy.mean()),
+            policy_divergence=float(result.policy_divergence.mean()),
+            search_optimism=tuple(optimism),
+        )
+
+    def _is_cheap(self) -> bool:
+        """Whether this move is searched cheaply: in all games or none, for they wait for each other."""
+        fraction = self._config.cheap_move_fraction
+        return fraction > 0 and self._search_rng.random() < fraction
 
     def _choose(self, result: SearchResult) -> NDArray[np.int64]:
-        """The search's action, or one drawn from its policy in the first moves of a game."""
-        sampling = self._recorder.lengths < self._config.sampled_moves
+        """The search's action, or one drawn from its policy at the temperature that the move has."""
+        config = self._config
+        early = self._recorder.lengths < config.sampled_moves
+        temperatures = np.where(early, config.temperature, config.final_temperature)
+        sampling = temperatures > 0
         if not sampling.any():
             return result.actions
-        cumulative = result.search_policy.astype(np.float64).cumsum(-1)
+        exponents = 1 / np.where(sampling, temperatures, 1.0)
+        policy = result.search_policy.astype(np.float64)
+        # As shares of the largest one, for then one power at least is not too small for a float.
+        policy /= policy.max(-1, keepdims=True)
+        cumulative = (policy ** exponents[:, None]).cumsum(-1)
         draws = self._search_rng.random((len(cumulative), 1)) * cumulative[:, -1:]
         return np.where(sampling, (cumulative <= draws).sum(-1), result.actions)
 

@@ -63,21 +63,45 @@ class NetworkConfig(Section):
 
 
 class SearchConfig(Section):
-    """Gumbel search (Danihelka et al. 2022).
+    """Tree search: Gumbel (Danihelka et al. 2022) or PUCT (Schrittwieser et al. 2020).
 
     Attributes:
         num_simulations: per move.
+        root_policy: "gumbel" halves the root's actions and learns the improved policy; "puct" adds noise to the root's
+            priors and learns the visits.
         max_num_considered_actions: root actions that Sequential Halving begins with.
         c_visit: weighs values more the more the root was visited.
         c_scale: weighs values against logits.
+        pb_c_init: weighs priors against values in PUCT.
+        pb_c_base: visits over which that weight grows.
+        dirichlet_alpha: concentration of the noise in PUCT, shared out among the legal actions.
+        dirichlet_fraction: of the noise in the root's priors.
+        reuse_subtree: PUCT goes on with what the last search found below the move that was played.
         min_value_range: least range of values that is stretched to [0, 1]; below it, differences count as noise.
+        common_chance: the n-th visit of every root action draws the same chance, so that actions are compared on the
+            same luck.
+        chance_draws: outcomes that are evaluated and averaged whenever chance is sampled.
     """
 
     num_simulations: PositiveInt = 32
+    root_policy: Literal["gumbel", "puct"] = "gumbel"
     max_num_considered_actions: PositiveInt = 16
     c_visit: PositiveFloat = 50.0
     c_scale: PositiveFloat = 0.1
+    pb_c_init: PositiveFloat = 1.25
+    pb_c_base: PositiveFloat = 19652.0
+    dirichlet_alpha: PositiveFloat = 10.0
+    dirichlet_fraction: Fraction = 0.25
+    reuse_subtree: bool = False
     min_value_range: float = Field(default=0.01, ge=0, allow_inf_nan=False)
+    common_chance: bool = False
+    chance_draws: PositiveInt = 1
+
+    @model_validator(mode="after")
+    def _only_puct_reuses(self) -> "SearchConfig":
+        if self.reuse_subtree and self.root_policy != "puct":
+            raise ValueError('reuse_subtree needs root_policy "puct": Sequential Halving begins without visits')
+        return self
 
 
 class SelfPlayConfig(Section):
@@ -85,14 +109,24 @@ class SelfPlayConfig(Section):
 
     Attributes:
         games_per_actor: games in lock step, and so the batch of the network.
-        gumbel_scale: of the noise at the root; 1 explores as derived, 0 not at all.
+        noise_scale: of the noise at the root, of Gumbel numbers or of dirichlet_fraction; 1 explores as derived, 0 not
+            at all.
         sampled_moves: first moves of a game that are drawn from the search policy instead of played best.
+        temperature: of these draws, in proportion to policy ^ (1 / temperature).
+        final_temperature: of the draws of all later moves; 0 plays best.
+        cheap_move_fraction: of the moves that are searched with cheap_simulations and no noise; their values are
+            learned, their policies not (Wu 2019, section 3.1).
+        cheap_simulations: of such a move.
         max_moves: a longer game is truncated.
     """
 
     games_per_actor: PositiveInt = 64
-    gumbel_scale: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    noise_scale: float = Field(default=1.0, ge=0, allow_inf_nan=False)
     sampled_moves: Count = 0
+    temperature: PositiveFloat = 1.0
+    final_temperature: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    cheap_move_fraction: float = Field(default=0.0, ge=0, lt=1)
+    cheap_simulations: PositiveInt = 8
     max_moves: PositiveInt = 2000
 
 
@@ -189,6 +223,19 @@ class ExperimentConfig(Section):
     replay: ReplayConfig = ReplayConfig()
     learner: LearnerConfig = LearnerConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+
+    @model_validator(mode="after")
+    def _search_can_do_what_self_play_asks(self) -> "ExperimentConfig":
+        search, self_play = self.search, self.self_play
+        if self_play.cheap_move_fraction > 0 and self_play.cheap_simulations > search.num_simulations:
+            raise ValueError(
+                f"self_play.cheap_simulations {self_play.cheap_simulations} exceeds search.num_simulations "
+                f"{search.num_simulations}"
+            )
+        noise = search.dirichlet_fraction * self_play.noise_scale
+        if search.root_policy == "puct" and noise > 1:
+            raise ValueError(f"search.dirichlet_fraction x self_play.noise_scale is {noise:g}, above 1")
+        return self
 
     @model_validator(mode="after")
     def _calls_fit_the_table(self) -> "ExperimentConfig":

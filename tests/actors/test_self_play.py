@@ -3,17 +3,24 @@
 import numpy as np
 import pytest
 
-from actors.self_play import Recorder, SelfPlay
-from zero.config import SearchConfig, SelfPlayConfig
+from actors.metrics import ActorMetrics
+from actors.self_play import MoveReport, Recorder, SelfPlay, search_optimism
+from zero.config import ExperimentConfig, SelfPlayConfig
 from zero.games.game import Game
 from zero.games.registry import make_game
-from zero.search.alphazero_model import AlphaZeroModel
-from zero.search.gumbel import GumbelSearch
+from zero.games.triangle import Triangle, TriangleOptions
+from zero.search.make_search import make_search
+from zero.search.tree_search import TreeSearch
 from zero.self_play_table import self_play_signature
 from zero.trajectories import ColumnSpec, Trajectory
 
 CONFIG = SelfPlayConfig(games_per_actor=6, sampled_moves=2)
-SEARCH = SearchConfig(num_simulations=4, max_num_considered_actions=4)
+NUM_SIMULATIONS = 4
+SEARCHES = {
+    "gumbel": {"max_num_considered_actions": 4},
+    "puct": {"root_policy": "puct"},
+    "puct with reuse": {"root_policy": "puct", "reuse_subtree": True},
+}
 
 
 def flat_network(game: Game):
@@ -24,16 +31,30 @@ def flat_network(game: Game):
     )
 
 
-def make_search(game: Game) -> GumbelSearch:
+def search_for(game: Game, config: SelfPlayConfig = CONFIG, name: str = "gumbel") -> TreeSearch:
     """A small search as wide as the games in lock step."""
-    return GumbelSearch(AlphaZeroModel(game, flat_network(game), 0.99), SEARCH, CONFIG.games_per_actor)
+    search = {"num_simulations": NUM_SIMULATIONS} | SEARCHES[name]
+    experiment = ExperimentConfig.model_validate({"discount": 0.9, "search": search})
+    return make_search(game, flat_network(game), experiment, config.games_per_actor)
 
 
-def play(game: Game, seed: int, moves: int, config: SelfPlayConfig = CONFIG) -> list[Trajectory]:
+def start(game: Game, seed: int, config: SelfPlayConfig = CONFIG) -> SelfPlay:
+    """Games in lock step, none moved yet."""
+    return SelfPlay(game, config, NUM_SIMULATIONS, "actor-0", np.random.SeedSequence(seed))
+
+
+def play(
+    game: Game, seed: int, moves: int, config: SelfPlayConfig = CONFIG, search: str = "gumbel"
+) -> list[Trajectory]:
     """The trajectories that finish within some moves."""
-    self_play = SelfPlay(game, config, SEARCH.num_simulations, "actor-0", np.random.SeedSequence(seed))
-    search = make_search(game)
-    return [trajectory for version in range(moves) for trajectory in self_play.play_move(search, version)[0]]
+    self_play, searching = start(game, seed, config), search_for(game, config, search)
+    return [trajectory for version in range(moves) for trajectory in self_play.play_move(searching, version)[0]]
+
+
+@pytest.fixture(params=SEARCHES)
+def search(request: pytest.FixtureRequest) -> str:
+    """Every kind of search, by name."""
+    return request.param
 
 
 @pytest.fixture(scope="module", params=["triangle", "tic_tac_toe"])
@@ -42,9 +63,9 @@ def game(request: pytest.FixtureRequest) -> Game:
     return make_game(request.param, {})
 
 
-def test_a_trajectory_can_be_replayed_from_its_seed(game: Game) -> None:
+def test_a_trajectory_can_be_replayed_from_its_seed(game: Game, search: str) -> None:
     """Dealing from the seed and playing the recorded actions gives the recorded rows, ending and score."""
-    trajectories = play(game, seed=0, moves=45)
+    trajectories = play(game, seed=0, moves=45, search=search)
     assert len(trajectories) > CONFIG.games_per_actor
     for trajectory in trajectories:
         rng = np.random.default_rng(trajectory.episode_seed)
@@ -68,9 +89,9 @@ def test_a_trajectory_can_be_replayed_from_its_seed(game: Game) -> None:
         assert trajectory.stats["score"] == pytest.approx(score, abs=1e-4)
 
 
-def test_search_policies_are_distributions_over_searched_actions(game: Game) -> None:
+def test_search_policies_are_distributions_over_searched_actions(game: Game, search: str) -> None:
     """Stored policies sum to one up to half precision and put nothing on what the search did not consider."""
-    for trajectory in play(game, seed=1, moves=30):
+    for trajectory in play(game, seed=1, moves=30, search=search):
         policy = trajectory.columns["search_policy"].astype(np.float32)
         mask = game.search_action_mask(game.decode(trajectory.columns["observation"]))
         np.testing.assert_allclose(policy.sum(-1), 1, atol=5e-3)
@@ -84,12 +105,14 @@ def test_columns_fit_the_table(game: Game) -> None:
         assert specs == self_play_signature(game)
 
 
-def test_same_seeds_play_the_same_games_and_others_do_not(game: Game) -> None:
-    """A run of one actor is a function of its seeds, ids included; no id and no seed ever comes twice."""
-    first, again, other = play(game, 3, 40), play(game, 3, 40), play(game, 4, 40)
+def test_same_seeds_play_the_same_games_and_others_do_not(game: Game, search: str) -> None:
+    """A run of one actor is a function of its seeds, bit for bit, ids included; none of these ever comes twice."""
+    config = CONFIG.model_copy(update={"cheap_move_fraction": 0.3, "cheap_simulations": 2, "final_temperature": 0.3})
+    first, again, other = (play(game, seed, 40, config, search) for seed in (3, 3, 4))
     assert [t.trajectory_id for t in first] == [t.trajectory_id for t in again]
     for left, right in zip(first, again, strict=True):
-        np.testing.assert_array_equal(left.columns["action"], right.columns["action"])
+        for name, column in left.columns.items():
+            np.testing.assert_array_equal(column, right.columns[name], name)
     ids = [t.trajectory_id for t in first + other]
     assert len(set(ids)) == len(ids)
 
@@ -97,8 +120,7 @@ def test_same_seeds_play_the_same_games_and_others_do_not(game: Game) -> None:
 def test_weights_version_is_that_of_the_first_move() -> None:
     """Move v is played with version v here, so a game's version is the number of the move that began it."""
     game = make_game("tic_tac_toe", {})
-    self_play = SelfPlay(game, CONFIG, SEARCH.num_simulations, "a", np.random.SeedSequence(0))
-    search = make_search(game)
+    self_play, search = start(game, 0), search_for(game)
     for version in range(30):
         for trajectory in self_play.play_move(search, version)[0]:
             assert trajectory.weights_version == version - trajectory.num_steps + 1
@@ -126,3 +148,137 @@ def test_recorder_grows_and_keeps_games_apart() -> None:
     assert taken == [[0, 1, 2, 3]]
     assert recorder.take(0)["x"].tolist() == [4, 5, 6, 7, 8]
     assert recorder.take(1)["x"].tolist() == list(range(100, 109))
+
+
+def test_stored_visits_are_shares_of_all_simulations(game: Game) -> None:
+    """What PUCT stores as policy are its visits, so with four simulations every probability is so many quarters."""
+    for trajectory in play(game, seed=1, moves=30, search="puct"):
+        quarters = trajectory.columns["search_policy"].astype(np.float32) * NUM_SIMULATIONS
+        np.testing.assert_array_equal(quarters, quarters.round())
+
+
+class OtherFuture(Triangle):
+    """The puzzle with one slot, whose real deals can be exchanged while games are under way."""
+
+    exchanged = False
+
+    def __init__(self) -> None:
+        super().__init__(TriangleOptions(num_slots=1))
+
+    def chance_from_uniforms(self, uniforms: np.ndarray) -> np.ndarray:
+        """As ever, or of other numbers."""
+        return super().chance_from_uniforms(1 - uniforms if self.exchanged else uniforms)
+
+
+def test_what_is_recorded_does_not_know_the_real_future(search: str) -> None:
+    """Whatever will be dealt after a move, its search policy, value and action are the same."""
+    plain = Triangle(TriangleOptions(num_slots=1))
+    config = CONFIG.model_copy(update={"games_per_actor": 32, "max_moves": 2})
+    columns = []
+    for exchanged in (False, True):
+        game = OtherFuture()
+        self_play, searching = start(game, 5, config), search_for(plain, config, search)
+        game.exchanged = exchanged
+        self_play.play_move(searching, 1)
+        columns.append([trajectory.columns for trajectory in self_play.play_move(searching, 1)[0]])
+    assert len(columns[0]) == 32
+    for one, other in zip(*columns, strict=True):
+        for name in ("observation", "action", "search_policy", "search_value"):
+            np.testing.assert_array_equal(one[name][0], other[name][0], name)
+    differ = [(one["observation"][1] != other["observation"][1]).any() for one, other in zip(*columns, strict=True)]
+    assert np.mean(differ) > 0.5, "both futures are the same one"
+
+
+def first_moves(config: SelfPlayConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Stored policy [9] and actions [G] of the first moves of tic-tac-toe, all of which are searched alike."""
+    game = make_game("tic_tac_toe", {})
+    config = config.model_copy(update={"games_per_actor": 3000, "noise_scale": 0.0, "max_moves": 1})
+    finished, _ = start(game, 0, config).play_move(search_for(game, config), 1)
+    policies = np.stack([trajectory.columns["search_policy"][0] for trajectory in finished]).astype(np.float64)
+    assert (policies == policies[0]).all()
+    return policies[0], np.array([trajectory.columns["action"][0] for trajectory in finished])
+
+
+@pytest.mark.parametrize("temperature", [0.05, 0.5, 1.0, 3.0])
+@pytest.mark.parametrize("early", [True, False])
+def test_moves_are_drawn_at_their_temperature(temperature: float, early: bool) -> None:
+    """Frequencies are in proportion to policy ^ (1 / temperature), of the first moves and of the later ones."""
+    settings = {"sampled_moves": 1, "temperature": temperature} if early else {"final_temperature": temperature}
+    policy, actions = first_moves(SelfPlayConfig.model_validate(settings))
+    expected = policy ** (1 / temperature)
+    expected /= expected.sum()
+    np.testing.assert_allclose(np.bincount(actions, minlength=9) / 3000, expected, atol=5 * np.sqrt(0.25 / 3000))
+
+
+def test_the_best_move_is_played_after_the_drawn_ones() -> None:
+    """Without a temperature the search decides, so games that are searched alike go on alike."""
+    _, actions = first_moves(SelfPlayConfig())
+    assert (actions == actions[0]).all()
+
+
+def test_policies_of_cheap_moves_are_not_recorded(game: Game, search: str) -> None:
+    """A share of the moves is searched with fewer simulations, in all games at once, and leaves values alone behind."""
+    config = CONFIG.model_copy(update={"cheap_move_fraction": 0.4, "cheap_simulations": 2})
+    self_play, searching = start(game, 0, config), search_for(game, config, search)
+    cheap, finished = [], []
+    for _ in range(60):
+        trajectories, report = self_play.play_move(searching, 1)
+        assert report.num_simulations in (6 * 2, 6 * NUM_SIMULATIONS)
+        cheap.append(report.num_simulations == 6 * 2)
+        finished += [(len(cheap), trajectory) for trajectory in trajectories]
+    assert 0.2 < np.mean(cheap) < 0.6
+    for end, trajectory in finished:
+        recorded = trajectory.columns["search_policy"].any(-1)
+        assert (~recorded).tolist() == cheap[end - trajectory.num_steps : end]
+
+
+def test_optimism_is_the_mean_of_value_minus_return() -> None:
+    """Worked out by hand: at discount 0.5 the returns of both players are 1 - 0.5 x 2, 2 and 4."""
+    columns = {
+        "reward": np.array([1, 0, 4], np.float32),
+        "discount": np.array([-1, 1, 0], np.float32),
+        "search_value": np.array([3, 2.5, 4], np.float32),
+    }
+    assert search_optimism(columns, 0.5) == pytest.approx((3 + 0.5 + 0) / 3)
+
+
+def test_moves_are_reported_as_they_were(game: Game) -> None:
+    """Simulations, leaves, entropy and divergence of the move, and the optimism of every game that ended with it."""
+    self_play, search = start(game, 0), search_for(game)
+    num_ended = 0
+    for _ in range(45):
+        finished, report = self_play.play_move(search, 1)
+        assert (report.num_moves, report.num_simulations) == (6, 6 * NUM_SIMULATIONS)
+        assert 0 < report.unique_leaf_ratio <= 1
+        assert 0 <= report.policy_entropy < np.log(game.max_legal_actions) + 1e-6
+        assert report.policy_divergence >= 0
+        expected = [search_optimism(trajectory.columns, 0.9) for trajectory in finished]
+        assert report.search_optimism == pytest.approx(expected)
+        num_ended += len(finished)
+    assert num_ended > 6
+
+
+def test_games_that_were_cut_say_nothing_about_optimism() -> None:
+    """What would have followed the move limit is not known."""
+    game = make_game("triangle", {})
+    config = CONFIG.model_copy(update={"max_moves": 2})
+    self_play, search = start(game, 0, config), search_for(game)
+    reports = [self_play.play_move(search, 1)[1] for _ in range(2)]
+    assert [report.search_optimism for report in reports] == [(), ()]
+
+
+def test_a_reported_move_is_shown_by_the_metrics() -> None:
+    """Counters add up, gauges show the last move, optimism is summed with its count."""
+    metrics = ActorMetrics()
+    metrics.report_move(MoveReport(6, 24, 0.5, 1.5, 0.25, (0.5, -2.0)))
+    metrics.report_move(MoveReport(6, 12, 0.75, 1.0, 0.125, ()))
+    shown = {
+        "zero_actor_moves_total": 12,
+        "zero_actor_simulations_total": 36,
+        "zero_actor_unique_leaf_ratio": 0.75,
+        "zero_actor_search_policy_entropy_nats": 1.0,
+        "zero_actor_search_policy_divergence_nats": 0.125,
+        "zero_actor_search_optimism_sum": -1.5,
+        "zero_actor_search_optimism_count": 2,
+    }
+    assert {name: metrics.registry.get_sample_value(name) for name in shown} == shown

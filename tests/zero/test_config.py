@@ -24,6 +24,10 @@ from zero.config import ConfigError, ExperimentConfig, parse_config
         ("learner.batch_size=30000", "replay.error_buffer 20000 must be at least 30000"),
         ("replay.samples_per_insert=16", "replay.error_buffer 20000 must be at least 32000"),
         ("replay.capacity=1000", "self_play.max_moves 2000 exceeds replay.capacity 1000"),
+        ("search.root_policy=ucb", "search.root_policy: Input should be 'gumbel' or 'puct', got 'ucb'"),
+        ("search.reuse_subtree=true", 'search: reuse_subtree needs root_policy "puct"'),
+        ("self_play.cheap_move_fraction=1.0", "self_play.cheap_move_fraction: Input should be less than 1"),
+        ("self_play.temperature=0", "self_play.temperature: Input should be greater than 0"),
         ("search.num_simulations", "write it as section.key=value"),
         ("name.first=x", "name"),
     ],
@@ -46,6 +50,21 @@ def test_overrides_win_and_the_last_of_them_most() -> None:
     """File, then overrides in order; strings need no quotes."""
     config = parse_config("seed = 1\n[search]\nc_scale = 0.2", ["seed=2", "seed=3", "replay.selector=uniform"])
     assert (config.seed, config.search.c_scale, config.replay.selector) == (3, 0.2, "uniform")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["self_play.cheap_move_fraction=0.5", "search.num_simulations=4"], "self_play.cheap_simulations 8 exceeds"),
+        (["search.root_policy=puct", "self_play.noise_scale=5"], "search.dirichlet_fraction x self_play.noise_scale"),
+    ],
+)
+def test_values_that_do_not_fit_together_are_refused(overrides: list[str], said: str) -> None:
+    """Each alone is allowed."""
+    for override in overrides:
+        parse_config("", [override])
+    with pytest.raises(ConfigError, match=said):
+        parse_config("", overrides)
 
 
 def test_uncoupled_tables_need_no_buffer() -> None:

@@ -1,1 +1,1 @@
-"""Search: batched Gumbel AlphaZero over struct-of-arrays trees."""
+"""Search: batched tree search, Gumbel or PUCT, over struct-of-arrays trees."""

@@ -29,9 +29,9 @@ class StepOutput:
     """What one simulated step gave, for B games.
 
     Where `is_chance` holds, the step ended in an afterstate: `embeddings` holds the afterstate, while `chance_rewards`
-    and `values` belong to one sampled outcome of it, and `logits` mean nothing. Chance is no step of its own: the
-    return of the step is `rewards + chance_rewards + discounts * values`. Where the action was -1, `rewards` and
-    `discounts` are not read, for they are those of the step that led to the afterstate.
+    and `values` belong to a sampled outcome of it or are means over several, and `logits` mean nothing. Chance is no
+    step of its own: the return of the step is `rewards + chance_rewards + discounts * values`. Where the action was -1,
+    `rewards` and `discounts` are not read, for they are those of the step that led to the afterstate.
 
     Attributes:
         embeddings: [B, ...], of the reached node.
@@ -66,7 +66,9 @@ class SearchModel(Protocol):
     max_legal_actions: int
     """The most actions that the search ever considers at one node."""
     chance_size: int
-    """Uniform numbers consumed per sampled outcome; 0 if nothing is ever random."""
+    """Uniform numbers consumed whenever chance is sampled; 0 if nothing is ever random."""
+    discount: float
+    """Per step, above 0; `StepOutput.discounts` give it the sign."""
 
     def root(self, positions: NDArray[np.generic]) -> RootOutput:
         """Predict at the roots, from whatever the caller passes to the search."""

@@ -10,7 +10,7 @@ UNVISITED = -1
 
 
 class Tree(NamedTuple):
-    """B trees; node 0 is the root, node i + 1 is the one made in simulation i.
+    """B trees; node 0 is the root, node num_kept + i + 1 is the one made in simulation i.
 
     A simulation that makes no node leaves its slot with 0 visits; nothing else of such a slot holds meaning. Of the
     children of a node with a single visit, only the actions and the raw logits are known.
@@ -18,7 +18,10 @@ class Tree(NamedTuple):
     A chance node is an afterstate: its value is the mean over the outcomes sampled so far, and it has no children.
 
     Attributes:
-        num_made: int32 [B], nodes below the root.
+        num_kept: int32 [B], nodes below the root that an earlier search made.
+        num_made: int32 [B], nodes below the root that this search made.
+        least_value: float32 [B], of the root's own evaluation and all values that children had in this search.
+        largest_value: float32 [B], of the same.
         node_visits: int32 [B, N], simulations that reached the node, the one that made it included; at the root one
             more, for its own evaluation.
         node_value: float32 [B, N], mean return over these, for the player to move; for the player who moved at a
@@ -32,15 +35,19 @@ class Tree(NamedTuple):
         num_children: int32 [B, N]; 0 for chance and where no action may be considered, for one when the game is over.
         child_action: int32 [B, N, K], ascending.
         child_logit: float32 [B, N, K], less the largest one of the node.
-        child_prior: float32 [B, N, K], softmax of the logits over the node's children, nowhere 0.
+        child_prior: float32 [B, N, K], softmax of the logits over the node's children, nowhere 0; with noise at the
+            root of a PUCT search.
         child_visits: int32 [B, N, K].
         child_q: float32 [B, N, K], reward plus discounted value, for the player to move at the node; 0 if unvisited.
         child_index: int32 [B, N, K], the child's node, or UNVISITED.
         root_gumbel: float32 [B, K].
-        improved_policy: float64 [K], of the node that was looked at last.
+        policy: float64 [K], over the children of the node that was looked at last.
     """
 
+    num_kept: NDArray[np.int32]
     num_made: NDArray[np.int32]
+    least_value: NDArray[np.float32]
+    largest_value: NDArray[np.float32]
     node_visits: NDArray[np.int32]
     node_value: NDArray[np.float32]
     raw_value: NDArray[np.float32]
@@ -57,7 +64,7 @@ class Tree(NamedTuple):
     child_q: NDArray[np.float32]
     child_index: NDArray[np.int32]
     root_gumbel: NDArray[np.float32]
-    improved_policy: NDArray[np.float64]
+    policy: NDArray[np.float64]
 
 
 def allocate_tree(batch_size: int, num_nodes: int, max_children: int) -> Tree:
@@ -65,7 +72,10 @@ def allocate_tree(batch_size: int, num_nodes: int, max_children: int) -> Tree:
     nodes = (batch_size, num_nodes)
     children = (batch_size, num_nodes, max_children)
     return Tree(
+        num_kept=np.zeros(batch_size, np.int32),
         num_made=np.zeros(batch_size, np.int32),
+        least_value=np.zeros(batch_size, np.float32),
+        largest_value=np.zeros(batch_size, np.float32),
         node_visits=np.zeros(nodes, np.int32),
         node_value=np.zeros(nodes, np.float32),
         raw_value=np.zeros(nodes, np.float32),
@@ -82,24 +92,8 @@ def allocate_tree(batch_size: int, num_nodes: int, max_children: int) -> Tree:
         child_q=np.zeros(children, np.float32),
         child_index=np.zeros(children, np.int32),
         root_gumbel=np.zeros((batch_size, max_children), np.float32),
-        improved_policy=np.zeros(max_children, np.float64),
+        policy=np.zeros(max_children, np.float64),
     )
-
-
-class SearchRules(NamedTuple):
-    """The numbers of a search, as the kernels read them.
-
-    Attributes:
-        c_visit: visits added to the largest visit count in the scale of sigma.
-        c_scale: factor of sigma.
-        min_value_range: the least range that completed values are rescaled by, above 0.
-        considered_visits: int32 [M + 1, num_simulations], Sequential Halving for each number of considered actions.
-    """
-
-    c_visit: float
-    c_scale: float
-    min_value_range: float
-    considered_visits: NDArray[np.int32]
 
 
 class Selection(NamedTuple):
@@ -153,6 +147,8 @@ class Outcome(NamedTuple):
     raw_value: NDArray[np.float32]
     visit_counts: NDArray[np.int32]
     num_unique_leaves: NDArray[np.int32]
+    policy_entropy: NDArray[np.float32]
+    policy_divergence: NDArray[np.float32]
 
 
 def allocate_outcome(batch_size: int, num_actions: int) -> Outcome:
@@ -164,4 +160,6 @@ def allocate_outcome(batch_size: int, num_actions: int) -> Outcome:
         raw_value=np.zeros(batch_size, np.float32),
         visit_counts=np.zeros((batch_size, num_actions), np.int32),
         num_unique_leaves=np.zeros(batch_size, np.int32),
+        policy_entropy=np.zeros(batch_size, np.float32),
+        policy_divergence=np.zeros(batch_size, np.float32),
     )

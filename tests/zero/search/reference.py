@@ -1,6 +1,7 @@
-"""Gumbel search again: one game, recursive, on Python objects and floats; slow, and short enough to check by eye."""
+"""Both searches again: one game, recursive, on Python objects and floats; slow, and short enough to check by eye."""
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,8 +12,8 @@ from zero.search.model import SearchModel
 _MASK = 2**64 - 1
 
 
-def uniform(seed: int, counter: int) -> float:
-    """Number `counter` of stream `seed`: SplitMix64 with a mixed seed, 52 bits, centred."""
+def word(seed: int, counter: int) -> int:
+    """Word `counter` of stream `seed`: SplitMix64 with a mixed seed."""
 
     def mix(word: int) -> int:
         word = ((word ^ word >> 30) * 0xBF58476D1CE4E5B9) & _MASK
@@ -20,8 +21,25 @@ def uniform(seed: int, counter: int) -> float:
         return word ^ word >> 31
 
     weyl = 0x9E3779B97F4A7C15
-    word = mix((mix((seed + weyl) & _MASK) + (counter + 1) * weyl) & _MASK)
-    return ((word >> 12) + 0.5) / 2**52
+    return mix((mix((seed + weyl) & _MASK) + (counter + 1) * weyl) & _MASK)
+
+
+def uniform(seed: int, counter: int) -> float:
+    """Number `counter` of stream `seed`: 52 bits, centred."""
+    return ((word(seed, counter) >> 12) + 0.5) / 2**52
+
+
+def gamma(seed: int, counter: int, shape: float) -> float:
+    """Number `counter` of stream `seed`, gamma distributed: Marsaglia and Tsang on a stream of its own."""
+    own = word(seed, counter)
+    scale = shape + 1 - 1 / 3
+    for attempt in range(100):
+        one, other, third = (uniform(own, 1 + 3 * attempt + index) for index in range(3))
+        normal = math.sqrt(-2 * math.log(one)) * math.cos(2 * math.pi * other)
+        cube = (1 + normal / math.sqrt(9 * scale)) ** 3
+        if cube > 0 and math.log(third) < normal**2 / 2 + scale - scale * cube + scale * math.log(cube):
+            return scale * cube * uniform(own, 0) ** (1 / shape)
+    raise AssertionError("a hundred attempts were rejected")
 
 
 @dataclass
@@ -42,6 +60,11 @@ class TreeNode:
     def value(self) -> float:
         """The mean return."""
         return sum(self.returns) / len(self.returns)
+
+    def values_below(self) -> list[float]:
+        """The values of all actions visited here and below."""
+        here = [self.q(action) for action in self.children]
+        return here + [value for child in self.children.values() for value in child.values_below()]
 
     def q(self, action: int) -> float:
         """Value of a visited action."""
@@ -81,34 +104,58 @@ def halving(num_considered: int, num_simulations: int) -> list[int]:
     return required[:num_simulations]
 
 
-class ReferenceSearch:
-    """One search of one position."""
+class ReferenceSearch(ABC):
+    """One search of one position, anew or from a node of an earlier one."""
 
-    def __init__(self, model: SearchModel, config: SearchConfig, position: np.ndarray, seed: int, scale: float) -> None:
+    def __init__(
+        self,
+        model: SearchModel,
+        config: SearchConfig,
+        position: np.ndarray,
+        seed: int,
+        scale: float,
+        kept: TreeNode | None = None,
+    ) -> None:
         self.model, self.config, self.seed = model, config, seed
         output = model.root(position[None])
         self.root = TreeNode(output.embeddings[0], float(output.values[0]), self._legal(output.logits, output))
         self.root.returns.append(self.root.raw_value)
-        self.gumbels = {a: scale * -math.log(-math.log(uniform(seed, a))) for a in self.root.logits}
+        self.root = kept or self.root
+        self.seen_values = [self.root.value, *self.root.values_below()]
         self.num_unique_leaves = 0
-        self.simulation = 0
+        self.make_noise(scale)
 
     def run(self) -> ReferenceResult:
         """Search with all simulations."""
         if not self.root.logits:
             return ReferenceResult(-1, {}, self.root.value, {}, 0)
-        num_considered = min(self.config.max_num_considered_actions, len(self.root.logits))
-        schedule = halving(num_considered, self.config.num_simulations)
-        for self.simulation, due in enumerate(schedule):
-            self.simulate(self.root, self.best_root_action(due))
-        most = max(self.root.visits.values())
+        for simulation in range(self.config.num_simulations):
+            action = self.select_at_root(simulation)
+            self.draw = self.root.visits.get(action, 0) if self.config.common_chance else simulation
+            self.simulate(self.root, action)
         return ReferenceResult(
-            self.best_root_action(most),
-            softmax(self.improved_logits(self.root)),
-            self.root.value,
-            self.root.visits,
-            self.num_unique_leaves,
+            self.best_action(), self.policy(), self.root.value, self.root.visits, self.num_unique_leaves
         )
+
+    @abstractmethod
+    def make_noise(self, scale: float) -> None:
+        """Draw the noise of the root."""
+
+    @abstractmethod
+    def select_at_root(self, simulation: int) -> int:
+        """The root action that a simulation goes through."""
+
+    @abstractmethod
+    def select_inside(self, node: TreeNode) -> int:
+        """The action that a simulation takes at a node below."""
+
+    @abstractmethod
+    def best_action(self) -> int:
+        """The action to play."""
+
+    @abstractmethod
+    def policy(self) -> dict[int, float]:
+        """The policy target."""
 
     def simulate(self, node: TreeNode, action: int) -> float:
         """Go through one edge and on; returns the return seen from the node, having entered it everywhere."""
@@ -122,10 +169,11 @@ class ReferenceSearch:
             onward = child.raw_value
             child.returns.append(onward)
         else:
-            onward = self.simulate(child, self.best_inside_action(child))
+            onward = self.simulate(child, self.select_inside(child))
         total = child.reward + (1.0 if child.is_chance else child.discount) * onward
         node.visits[action] = node.visits.get(action, 0) + 1
         node.returns.append(total)
+        self.seen_values.append(node.q(action))
         return total
 
     def make_child(self, node: TreeNode, action: int) -> tuple[TreeNode, float]:
@@ -139,7 +187,7 @@ class ReferenceSearch:
     def step(self, node: TreeNode, action: int) -> tuple[TreeNode, float]:
         """Step the model from a node; an unattached node, and the return from it on."""
         size = self.model.chance_size
-        first = self.model.num_actions + self.simulation * size
+        first = self.model.num_actions + self.draw * size
         uniforms = np.array([[uniform(self.seed, first + index) for index in range(size)]])
         output = self.model.step(node.embedding[None], np.array([action]), uniforms)
         value = 0.0 if output.terminated[0] else float(output.values[0])
@@ -151,13 +199,38 @@ class ReferenceSearch:
         child = TreeNode(output.embeddings[0], value, logits, float(output.rewards[0]), discount, is_chance)
         return child, onward
 
-    def best_root_action(self, due: int) -> int:
+    def _legal(self, logits: np.ndarray, output: object) -> dict[int, float]:
+        mask = output.legal_action_mask[0]  # type: ignore[attr-defined]
+        return {int(action): float(logits[0, action]) for action in np.flatnonzero(mask)}
+
+
+class ReferenceGumbel(ReferenceSearch):
+    """Sequential Halving at the root, the improved policy inside (Danihelka et al. 2022)."""
+
+    def make_noise(self, scale: float) -> None:
+        """One Gumbel number per action."""
+        self.gumbels = {a: scale * -math.log(-math.log(uniform(self.seed, a))) for a in self.root.logits}
+
+    def select_at_root(self, simulation: int) -> int:
+        """The best of those that are in turn."""
+        num_considered = min(self.config.max_num_considered_actions, len(self.root.logits))
+        return self.best_with_visits(halving(num_considered, self.config.num_simulations)[simulation])
+
+    def best_action(self) -> int:
+        """The best of the most visited."""
+        return self.best_with_visits(max(self.root.visits.values()))
+
+    def policy(self) -> dict[int, float]:
+        """Softmax of logits plus sigma."""
+        return softmax(self.improved_logits(self.root))
+
+    def best_with_visits(self, due: int) -> int:
         """The best action of the root among those with `due` visits."""
         improved = self.improved_logits(self.root)
         eligible = [action for action in self.root.logits if self.root.visits.get(action, 0) == due]
         return max(eligible, key=lambda action: self.gumbels[action] + improved[action])
 
-    def best_inside_action(self, node: TreeNode) -> int:
+    def select_inside(self, node: TreeNode) -> int:
         """The action that is furthest behind its share."""
         policy = softmax(self.improved_logits(node))
         total = sum(node.visits.values())
@@ -179,6 +252,50 @@ class ReferenceSearch:
         largest = max(node.logits.values())
         return {a: node.logits[a] - largest + scale * (completed[a] - low) for a in node.logits}
 
-    def _legal(self, logits: np.ndarray, output: object) -> dict[int, float]:
-        mask = output.legal_action_mask[0]  # type: ignore[attr-defined]
-        return {int(action): float(logits[0, action]) for action in np.flatnonzero(mask)}
+
+class ReferencePuct(ReferenceSearch):
+    """The upper bound of MuZero everywhere, Dirichlet noise in the priors of the root."""
+
+    def make_noise(self, scale: float) -> None:
+        """Gamma numbers, normalised."""
+        shape = self.config.dirichlet_alpha / max(1, len(self.root.logits))
+        gammas = {action: gamma(self.seed, action, shape) for action in self.root.logits}
+        fraction = scale * self.config.dirichlet_fraction
+        self.root_priors = {
+            action: (1 - fraction) * prior + fraction * gammas[action] / sum(gammas.values())
+            for action, prior in (softmax(self.root.logits) if self.root.logits else {}).items()
+        }
+
+    def select_at_root(self, simulation: int) -> int:
+        """As inside, with noise."""
+        del simulation
+        return self.select(self.root, self.root_priors)
+
+    def select_inside(self, node: TreeNode) -> int:
+        """Without noise."""
+        return self.select(node, softmax(node.logits))
+
+    def select(self, node: TreeNode, priors: dict[int, float]) -> int:
+        """The largest value, between the least and the largest one seen in the tree, plus the bonus."""
+        low, high = min(self.seen_values), max(self.seen_values)
+        value_range = max(high - low, self.config.min_value_range, 1e-8)
+        n, base = len(node.returns), self.config.pb_c_base
+        pb_c = self.config.pb_c_init + math.log((n + base + 1) / base)
+
+        def score(action: int) -> float:
+            value = node.q(action) if action in node.visits else node.value
+            return (value - low) / value_range + pb_c * priors[action] * math.sqrt(n) / (1 + node.visits.get(action, 0))
+
+        return max(priors, key=score)
+
+    def best_action(self) -> int:
+        """The most visited one, the better one of several."""
+        return max(sorted(self.root.visits), key=lambda action: (self.root.visits[action], self.root.q(action)))
+
+    def policy(self) -> dict[int, float]:
+        """Shares of the visits."""
+        total = sum(self.root.visits.values())
+        return {action: count / total for action, count in self.root.visits.items()}
+
+
+REFERENCES: dict[str, type[ReferenceSearch]] = {"gumbel": ReferenceGumbel, "puct": ReferencePuct}

@@ -123,3 +123,53 @@ def test_discounts_outside_their_range_are_refused(discount: float) -> None:
     """The discount is above 0 and at most 1."""
     with pytest.raises(ValueError, match="discount"):
         AlphaZeroModel(TicTacToe(), hash_network(9), discount)
+
+
+@pytest.mark.parametrize("chance_draws", [2, 5])
+def test_several_draws_are_averaged(chance_draws: int) -> None:
+    """Value and reward of an afterstate are the means over its draws, as a single draw of each gives them."""
+    game = Triangle(TriangleOptions(num_slots=2, reward_alive=3.0))
+    evaluate = hash_network(game.num_actions)
+    single, several = (AlphaZeroModel(game, evaluate, 0.9, draws) for draws in (1, chance_draws))
+    assert several.chance_size == chance_draws * game.chance_size
+    rng = np.random.default_rng(1)
+    states = game.initial(game.draw_chance(rng, 6))
+    one_shape_left = game.apply(states, random_legal(game, states, rng)).states
+    states = np.where(np.arange(6)[:, None] < 3, one_shape_left, states)
+    actions = random_legal(game, states, rng)
+    for resampling in (False, True):
+        uniforms = rng.random((6, several.chance_size))
+        step = several.step(states, actions, uniforms)
+        draws = [single.step(states, actions, part) for part in np.split(uniforms, chance_draws, axis=1)]
+        assert step.is_chance.tolist() == [True] * 3 + [False] * 3
+        for name in ("values", "chance_rewards"):
+            mean = np.mean([getattr(draw, name) for draw in draws], axis=0)
+            expected = np.where(step.is_chance, mean, getattr(draws[0], name))
+            np.testing.assert_allclose(getattr(step, name), expected, rtol=1e-5, atol=1e-6)
+        assert np.std([draw.values[0] for draw in draws]) > 0
+        for name in ("embeddings", "rewards", "discounts", "terminated", "is_chance"):
+            np.testing.assert_array_equal(getattr(step, name), getattr(draws[0], name))
+        if not resampling:
+            states = np.where(step.is_chance[:, None], step.embeddings, states)
+            actions = np.where(step.is_chance, -1, actions)
+
+
+def test_several_draws_are_evaluated_in_full_batches() -> None:
+    """However many afterstates there are, the network sees its one shape."""
+    game = Triangle(TriangleOptions(num_slots=1))
+    shapes = []
+
+    def evaluate(encoded: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        shapes.append(encoded.shape)
+        return np.zeros((len(encoded), game.num_actions), np.float32), np.ones(len(encoded), np.float32)
+
+    model = AlphaZeroModel(game, evaluate, 0.9, 3)
+    states = game.initial(game.draw_chance(np.random.default_rng(0), 4))
+    model.step(states, random_legal(game, states, np.random.default_rng(0)), np.full((4, 3), 0.5))
+    assert shapes == [(4, game.encoded_size)] * 3
+
+
+def test_no_draws_are_refused() -> None:
+    """Chance is sampled at least once."""
+    with pytest.raises(ValueError, match="chance_draws"):
+        AlphaZeroModel(TicTacToe(), hash_network(9), 1.0, 0)
