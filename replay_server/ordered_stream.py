@@ -101,8 +101,12 @@ class OrderedStream(Generic[Answer]):
         self._ended_by: BaseException | None = None
         name = f"{method.rpartition('/')[2]}-{connection.address}"
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-        connection.add_stream(self)
         self._thread.start()
+        try:
+            connection.add_stream(self)
+        except ReplayError:
+            self.close()
+            raise
 
     def send(self, request: bytes, timeout: float, answer_timeout: float) -> Future[Answer]:
         """Send a request; waits while too much is in flight.
@@ -125,7 +129,7 @@ class OrderedStream(Generic[Answer]):
         pending = _Pending[Answer](request, time.monotonic() + answer_timeout, Future())
         pending.future.set_running_or_notify_cancel()  # nobody can cancel what may have been sent
         with self._condition:
-            if not self._condition.wait_for(lambda: self._ended_by or self._has_room(request), _wait_seconds(timeout)):
+            if not self._condition.wait_for(lambda: self._ended_by or self._has_room(request), wait_seconds(timeout)):
                 raise self._timeout(f"{len(self._unanswered)} requests were in flight for {timeout:g} s")
             if self._ended_by is not None:
                 raise closed_error() from self._ended_by
@@ -141,7 +145,7 @@ class OrderedStream(Generic[Answer]):
             ReplayTimeout: some have none.
         """
         with self._condition:
-            if not self._condition.wait_for(lambda: not self._unanswered, _wait_seconds(timeout)):
+            if not self._condition.wait_for(lambda: not self._unanswered, wait_seconds(timeout)):
                 raise self._timeout(f"{len(self._unanswered)} requests had no answer after {timeout:g} s")
 
     def timeout(self, otherwise: str) -> ReplayTimeout:
@@ -176,15 +180,16 @@ class OrderedStream(Generic[Answer]):
     def _run(self) -> None:
         try:
             while self._ended_by is None:
-                if self._is_overdue(time.monotonic()):
-                    self._fail_overdue()
-                elif self._wait_until_ready():
+                self._fail(self._overdue(), self.timeout(f"{self._connection.address} has not answered in time"))
+                if self._wait_until_ready():
                     self._converse()
         except BaseException as error:
             self._ended_by = error
             raise
         finally:
-            self._fail(list(self._unanswered), closed_error())
+            with self._condition:
+                unanswered = list(self._unanswered)
+            self._fail(unanswered, closed_error())
 
     def _wait_until_ready(self) -> bool:
         """Whether there is something to send now; else waits until that may have changed."""
@@ -199,7 +204,7 @@ class OrderedStream(Generic[Answer]):
         """Wait for a notification, but not beyond the first of these moments and of the deadlines."""
         first = min((*moments, *(pending.deadline for pending in self._unanswered)), default=math.inf)
         if self._ended_by is None:
-            self._condition.wait(_wait_seconds(max(first - now, 0.0)))
+            self._condition.wait(wait_seconds(max(first - now, 0.0)))
 
     def _converse(self) -> None:
         """Make one call and read its answers until it ends."""
@@ -215,13 +220,14 @@ class OrderedStream(Generic[Answer]):
         except grpc.RpcError as error:
             failure = self._connection.translated(error)
         except ValueError:  # what grpc raises for a call on a closed channel
-            failure = closed_error()
+            if not self._connection.closed.is_set():
+                raise
         self._finish(failure)
 
     def _begin(self, call: grpc.Call) -> None:
         with self._condition:
             self._call = call
-            if self._ended_by is not None or self._is_overdue(time.monotonic()):
+            if self._ended_by is not None or self._overdue():
                 self._cancel_call()
 
     def _read(self, call: Iterator[bytes]) -> ReplayError | None:
@@ -233,8 +239,8 @@ class OrderedStream(Generic[Answer]):
             if again is not None:
                 return again
         with self._condition:
-            idle = count or not self._unanswered
-        return None if idle else ReplayTimeout("UNAVAILABLE", "the server has ended the stream without an answer")
+            in_order = count or not self._unanswered
+        return None if in_order else ReplayTimeout("UNAVAILABLE", "the server has ended the stream without an answer")
 
     def _take(self, answer: bytes) -> ReplayTimeout | None:
         """Hand over an answer; the refusal if everything is to be sent again."""
@@ -300,15 +306,15 @@ class OrderedStream(Generic[Answer]):
             self._call = None
             self._cancelled = True
 
-    def _fail_overdue(self) -> None:
+    def _overdue(self) -> list[_Pending[Answer]]:
         with self._condition:
             now = time.monotonic()
-            overdue = [pending for pending in self._unanswered if pending.deadline <= now]
-            error = self._timeout(f"{self._connection.address} has not answered in time")
-        self._fail(overdue, error)
+            return [pending for pending in self._unanswered if pending.deadline <= now]
 
     def _fail(self, failed: list[_Pending[Answer]], error: ReplayError) -> None:
         """Give up requests; outside of a call only."""
+        if not failed:
+            return
         for pending in failed:
             pending.future.set_exception(error)
         with self._condition:
@@ -330,7 +336,7 @@ class OrderedStream(Generic[Answer]):
                 now = time.monotonic()
                 if now >= until:
                     return None
-                if self._is_overdue(now):
+                if self._overdue():
                     self._cancel_call()  # ends the reading, so that the deadline is kept
                     return None
                 if now >= self._not_before and self._sent < self._may_send():
@@ -342,11 +348,8 @@ class OrderedStream(Generic[Answer]):
     def _may_send(self) -> int:
         return min(len(self._unanswered), 1) if self._one_by_one else len(self._unanswered)
 
-    def _is_overdue(self, now: float) -> bool:
-        return any(pending.deadline <= now for pending in self._unanswered)
 
-
-def _wait_seconds(seconds: float) -> float | None:
+def wait_seconds(seconds: float) -> float | None:
     """What the threading module takes for it."""
     return None if seconds == math.inf else seconds
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from replay_server.connection import Connection, own, refusal
-from replay_server.ordered_stream import OrderedStream, hold_seconds
+from replay_server.ordered_stream import OrderedStream, hold_seconds, wait_seconds
 from zero.trajectories import PriorityUpdates, SampleSpec, SequenceBatch
 from zero.wire import codec, frames, replay_pb2
 
@@ -56,7 +56,7 @@ class SampleStream:
             ReplayError: the server refused the request, or the stream is closed.
         """
         try:
-            drawn = self._drawn.get(timeout=self._timeout)
+            drawn = self._drawn.get(timeout=wait_seconds(self._timeout))
         except queue.Empty:
             raise self._stream.timeout(f"no batch within {self._timeout:g} s") from None
         self._ask()

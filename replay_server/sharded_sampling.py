@@ -13,6 +13,7 @@ import numpy as np
 
 from replay_server.answers import ReplayTimeout, UpdateResult
 from replay_server.connection import Backoff, closed_error
+from replay_server.ordered_stream import wait_seconds
 from replay_server.sharding import Part, ShardedBatch, ShardedUpdates, Share, join_batches, split_batch
 from replay_server.shards import Shards
 from zero.trajectories import PriorityUpdates, SampleSpec
@@ -157,7 +158,7 @@ class ShardedSampleStream:
         if self._closed.is_set():
             raise closed_error()
         drawn = self._drawn[0]
-        wait([drawn], self._timeout)
+        wait([drawn], wait_seconds(self._timeout))
         if not drawn.done():
             trouble = self._trouble or ReplayTimeout("DEADLINE_EXCEEDED", f"no batch within {self._timeout:g} s")
             raise ReplayTimeout(trouble.reason, trouble.message)

@@ -96,8 +96,8 @@ def test_a_split_is_right_on_average() -> None:
     """A shard with a hundredth of a row is drawn from once in a hundred batches."""
     rng = np.random.default_rng(0)
     masses = np.array([0.01, 0.49, 2.5])
-    counts = np.mean([split_batch(3, masses, rng) for _ in range(20_000)], axis=0)
-    assert np.allclose(counts, masses, atol=0.004)
+    counts = np.mean([split_batch(3, masses, rng) for _ in range(5_000)], axis=0)
+    assert np.allclose(counts, masses, atol=0.008)
 
 
 def batch_of(probabilities: list[float], table_size: int) -> SequenceBatch:
