@@ -24,6 +24,7 @@ from zero.wire.frames import ColumnPlace, SampleFrame
 N_STEP_COLUMNS = ("n_step_return", "n_step_discount")
 """Columns of an answer that come from no column of the table."""
 
+_MOST_FORMS = 64
 _ROW_BYTES = 64  # of an answer besides its columns, at most: keys, probabilities, lengths, versions, weights, flags
 
 
@@ -34,19 +35,22 @@ class _Share(NamedTuple):
     rows: int
 
 
+class _Form(NamedTuple):
+    """What requests have in common that ask for the same of the same tables: checked, and ready to be answered."""
+
+    spec: SampleSpec
+    tables: Sequence[ServedTable]
+    places: Sequence[ColumnPlace]
+    frame: SampleFrame
+    answer_bytes: int  # of the answer at most
+
+
 class _Order(NamedTuple):
     """A request that can be answered."""
 
-    spec: SampleSpec
+    form: _Form
     shares: Sequence[_Share]
     is_mix: bool
-    places: Sequence[ColumnPlace]
-
-    @property
-    def answer_bytes(self) -> int:
-        """At most so many bytes has the answer."""
-        columns = sum(place.num_bytes + len(place.name) + 200 for place in self.places)
-        return columns + self.spec.batch_size * _ROW_BYTES + 1000
 
 
 class Sampler:
@@ -67,6 +71,7 @@ class Sampler:
         self._in_flight = border.in_flight
         self._metrics = metrics
         self._rng = rng
+        self._forms: dict[bytes, _Form] = {}
 
     async def sample(self, data: bytes, call: Call) -> bytes:
         """Answer a serialized SampleRequest."""
@@ -104,7 +109,7 @@ class Sampler:
         order = self._order(request)
         drawn = await self._draw(order, call, time.monotonic() + seconds)
         answer = _write(order, drawn, on_stream=on_stream)
-        call.bytes.count(Direction.ANSWERS, len(answer) - order.answer_bytes)
+        call.bytes.count(Direction.ANSWERS, len(answer) - order.form.answer_bytes)
         for one in drawn:
             self._metrics.sample_age_seconds.observe(one.mean_age_seconds)
             behind = self._newest_weights() - one.weights_versions.astype(np.float64).mean()
@@ -114,18 +119,38 @@ class Sampler:
 
     def _order(self, request: replay_pb2.SampleRequest) -> _Order:
         """Check a request, then apply its updates."""
-        spec = codec.decode_sample_spec(request)
         shares = codec.decode_table_shares(request)
-        tables = [self._find(share.table) for share in shares]
-        for served in tables:
-            served.check_open()
-            served.check_sample(spec, self._in_flight.max_message_bytes)
-        places = _places(tables, spec)
-        for served, share in zip(tables, shares, strict=True):
+        form = self._form(request, shares)
+        for served, share in zip(form.tables, shares, strict=True):
             if share.updates is not None:
                 served.update_priorities(share.updates)
-        rows = _rows(shares, spec.batch_size, self._rng.random())
-        return _Order(spec, list(map(_Share, tables, rows)), bool(request.mix), places)
+        rows = _rows(shares, form.spec.batch_size, self._rng.random()) if request.mix else [form.spec.batch_size]
+        return _Order(form, list(map(_Share, form.tables, rows)), bool(request.mix))
+
+    def _form(self, request: replay_pb2.SampleRequest, shares: Sequence[TableShare]) -> _Form:
+        """The form of a request: most are as the one before, but for their updates."""
+        tables = [self._find(share.table) for share in shares]
+        request.ClearField("updates")
+        for share in request.mix:
+            share.ClearField("updates")
+        key = request.SerializeToString(deterministic=True)
+        form = self._forms.get(key)
+        if form is None or any(one is not other for one, other in zip(form.tables, tables, strict=True)):
+            form = self._make_form(codec.decode_sample_spec(request), tables)
+            if len(self._forms) >= _MOST_FORMS:
+                self._forms.clear()
+            self._forms[key] = form
+        for served in tables:
+            served.check_open()
+            served.check_batch(form.spec.batch_size)
+        return form
+
+    def _make_form(self, spec: SampleSpec, tables: Sequence[ServedTable]) -> _Form:
+        for served in tables:
+            served.table.check_sample(spec, self._in_flight.max_message_bytes)
+        places = _places(tables, spec)
+        around = sum(len(place.name) + 200 for place in places) + spec.batch_size * _ROW_BYTES + 1000
+        return _Form(spec, tables, places, SampleFrame(places), sum(place.num_bytes for place in places) + around)
 
     async def _draw(self, order: _Order, call: Call, deadline: float) -> list[Drawn]:
         """Draw from every table, as soon as all of them allow it; the bytes of the answer are counted then."""
@@ -136,14 +161,14 @@ class Sampler:
                 _give_back(shares)  # something was deleted since
                 continue
             try:
-                call.bytes.take(Direction.ANSWERS, order.answer_bytes)
+                call.bytes.take(Direction.ANSWERS, order.form.answer_bytes)
             except Refusal:
                 _give_back(shares)
                 raise
-            drawn = _draw_all(shares, order.spec)
+            drawn = _draw_all(shares, order.form.spec)
             if not isinstance(drawn, _Unmatched):
                 return drawn
-            call.bytes.count(Direction.ANSWERS, -order.answer_bytes)
+            call.bytes.count(Direction.ANSWERS, -order.form.answer_bytes)
             if not await drawn.served.grown(deadline, self._in_flight):
                 raise drawn.refusal
 
@@ -233,14 +258,16 @@ def _columns(served: ServedTable, spec: SampleSpec) -> Mapping[str, ColumnSpec]:
 
 def _write(order: _Order, drawn: Sequence[Drawn], *, on_stream: bool) -> bytes:
     """The serialized answer."""
-    shares = [share for share in order.shares if share.rows]
-    frame = SampleFrame(order.places, _without_columns(order, drawn), on_stream=on_stream)
+    form = order.form
+    frame = form.frame.begin(_without_columns(order, drawn), on_stream=on_stream)
     message, memory = fresh_bytes(frame.size)
-    views = dict(zip((place.name for place in order.places), frame.lay_out(memory.data), strict=True))
+    views = frame.lay_out(memory.data)
     start = 0
-    for share, one in zip(shares, drawn, strict=True):
-        parts = {place.name: _rows_of(views[place.name], place, start, share.rows) for place in order.places}
-        _gather(share.served, one, order.spec, parts)
+    for share, one in zip((share for share in order.shares if share.rows), drawn, strict=True):
+        parts = {
+            place.name: _rows_of(view, place, start, share.rows) for place, view in zip(form.places, views, strict=True)
+        }
+        _gather(share.served, one, form.spec, parts)
         start += share.rows
     return message
 
@@ -263,7 +290,7 @@ def _gather(served: ServedTable, drawn: Drawn, spec: SampleSpec, parts: Mapping[
 
 
 def _without_columns(order: _Order, drawn: Sequence[Drawn]) -> SequenceBatch:
-    spec = order.spec
+    spec = order.form.spec
     reach = max(window.offset + window.length for window in map(spec.window, spec.windows))
     ended = [one.walk.terminated & (one.walk.bounds <= reach) for one in drawn]
     return SequenceBatch(

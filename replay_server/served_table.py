@@ -24,7 +24,7 @@ class ServedTable:
     """All calls on one table; to be used in one event loop, which needs no lock then.
 
     An insert: `settled`, `table.check_new`, `pass_insert`, then `store` or, in a logged table, `expect` and a commit
-    that ends in `stored` or `abandoned`. A sample: `check_sample`, `pass_sample`, then `draw` or `give_back_sample`.
+    that ends in `stored` or `abandoned`. A sample: `check_batch`, `pass_sample`, then `draw` or `give_back_sample`.
 
     Attributes:
         table: the table in memory.
@@ -131,16 +131,12 @@ class ServedTable:
 
     # --- sampling ----------------------------------------------------------------------------------------------------
 
-    def check_sample(self, spec: SampleSpec, max_bytes: int) -> None:
-        """Refuse a sample that can never be answered.
+    def check_batch(self, batch_size: int) -> None:
+        """Refuse a batch that can never be drawn.
 
         Raises:
-            Refusal: as Table.check_sample, and BAD_LENGTH.
+            Refusal: BAD_LENGTH.
         """
-        self.table.check_sample(spec, max_bytes)
-        self._check_batch(spec.batch_size)
-
-    def _check_batch(self, batch_size: int) -> None:
         self.limiter.check_sample(batch_size)
         times = self.table.config.max_times_sampled
         most = (self.limiter.config.queue_size or self.table.config.capacity) * times
@@ -275,7 +271,7 @@ class ServedTable:
     def set_rate_limiter(self, config: RateLimiterConfig) -> None:
         """Put other limits in force: calls that wait pass, wait on or, if they could never pass now, are refused."""
         self.limiter.set_config(config)
-        self._samples.review(self._check_batch)
+        self._samples.review(self.check_batch)
         self._inserts.review(self.limiter.check_insert)
 
     def close(self, refusal: Refusal) -> None:

@@ -164,29 +164,45 @@ class ColumnPlace(NamedTuple):
 
 
 class SampleFrame:
-    """A serialized SampleResponse, or one inside of a SampleStreamResponse, whose columns are yet to be filled.
+    """Serialized SampleResponses, or ones inside of SampleStreamResponses, of given columns; for any number of batches.
+
+    Everything around the columns' elements is written here; the elements go straight into their places.
+    """
+
+    def __init__(self, places: Sequence[ColumnPlace]) -> None:
+        pieces: list[tuple[bytes, int]] = []  # what comes before a column's elements, and their bytes
+        end = b""
+        for place in places:
+            start = _column_start(place.name, place.dtype, place.shape, place.num_bytes)
+            column = head(1, len(start) + place.num_bytes + len(_END_OF_RAW))
+            pieces.append((end + column + start, place.num_bytes))
+            end = _END_OF_RAW
+        self._pieces = pieces
+        self._end = end
+        self._size = sum(len(piece) + num_bytes for piece, num_bytes in pieces) + len(end)
+
+    def begin(self, batch: SequenceBatch, *, on_stream: bool) -> "BegunFrame":
+        """The frame of a batch, whose own columns are not looked at."""
+        rest = self._end + _rest_of_batch(batch)
+        size = self._size - len(self._end) + len(rest)
+        start = head(1, size) if on_stream else b""
+        return BegunFrame(self._pieces, start, rest, len(start) + size)
+
+
+class BegunFrame(NamedTuple):
+    """A frame of one batch.
 
     Attributes:
+        pieces: what comes before every column's elements, and their bytes.
+        start: what comes before everything.
+        rest: what comes after the columns.
         size: of the message in bytes.
     """
 
-    def __init__(self, places: Sequence[ColumnPlace], batch: SequenceBatch, *, on_stream: bool) -> None:
-        """The columns of `batch` itself are not looked at."""
-        parts: list[bytes | ColumnPlace] = []
-        size = 0
-        for place in places:
-            start = _column_start(place.name, place.dtype, place.shape, place.num_bytes)
-            start = head(1, len(start) + place.num_bytes + len(_END_OF_RAW)) + start
-            parts += (start, place, _END_OF_RAW)
-            size += len(start) + place.num_bytes + len(_END_OF_RAW)
-        rest = _rest_of_batch(batch)
-        parts.append(rest)
-        size += len(rest)
-        if on_stream:
-            parts.insert(0, head(1, size))
-            size += len(parts[0])
-        self._parts = parts
-        self.size = size
+    pieces: Sequence[tuple[bytes, int]]
+    start: bytes
+    rest: bytes
+    size: int
 
     def lay_out(self, message: memoryview) -> list[memoryview]:
         """Write everything but the columns' elements into `message`, `size` writable bytes.
@@ -195,14 +211,14 @@ class SampleFrame:
             For every column the part of `message` into which its elements go: little-endian, in C order.
         """
         views: list[memoryview] = []
-        at = 0
-        for part in self._parts:
-            if isinstance(part, ColumnPlace):
-                views.append(message[at : at + part.num_bytes])
-                at += part.num_bytes
-            else:
-                message[at : at + len(part)] = part
-                at += len(part)
+        at = len(self.start)
+        message[:at] = self.start
+        for piece, num_bytes in self.pieces:
+            message[at : at + len(piece)] = piece
+            at += len(piece)
+            views.append(message[at : at + num_bytes])
+            at += num_bytes
+        message[at:] = self.rest
         return views
 
 
@@ -227,7 +243,7 @@ def encode_sample_response(batch: SequenceBatch, *, on_stream: bool = False) -> 
     """A serialized SampleResponse, or SampleStreamResponse, of a batch that has its columns."""
     pairs = [(name, array, *_array_bytes(name, array)) for name, array in batch.columns.items()]
     places = [ColumnPlace(name, dtype, array.shape) for name, array, dtype, _ in pairs]
-    frame = SampleFrame(places, batch, on_stream=on_stream)
+    frame = SampleFrame(places).begin(batch, on_stream=on_stream)
     message = bytearray(frame.size)
     for view, (_, _, _, data) in zip(frame.lay_out(memoryview(message)), pairs, strict=True):
         view[:] = data
