@@ -69,7 +69,7 @@ def _operations(server: Server):
     """A connection; its type is left to be inferred, since to name it would be to import gRPC for `zero --help`."""
     from deploy.replay_operations import ReplayOperations  # noqa: PLC0415
 
-    console = Console()
+    console = Console(markup=False, emoji=False, highlight=False)  # names and ids are anybody's
     if not console.is_terminal:
         console.width = max(console.width, _PIPED_WIDTH)  # nobody's lines are cut because a pipe has no width
     return ReplayOperations(server.address, server.credentials, console)

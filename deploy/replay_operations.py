@@ -10,7 +10,7 @@ import numpy as np
 from rich.console import Console
 
 from deploy.errors import BAD_INPUT, FAILED, DeployError
-from deploy.replay_views import config_view, limits_text, server_view, trajectory_view
+from deploy.replay_views import config_view, limits_text, plain, server_view, trajectory_view
 from replay_server.answers import ReplayError, ServerInfo, TableInfo
 from replay_server.client import ReplayClient
 from replay_server.credentials import Credentials, CredentialsError
@@ -92,7 +92,9 @@ class ReplayOperations:
         count = write_trajectory_file(path, config, whole())
         self._say(f"{path}: {count:,} trajectories of table {table}, {path.stat().st_size:,} bytes")
         if left_out:
-            self._say(f"left out, since their first steps are no longer stored: {', '.join(sorted(set(left_out)))}")
+            self._say(
+                f"left out, since their first steps are no longer stored: {plain(', '.join(sorted(set(left_out))))}"
+            )
 
     def import_file(self, path: Path, table: str | None) -> None:
         """Insert what a file holds; what is there already is not stored again."""
@@ -164,7 +166,7 @@ class ReplayOperations:
             raise DeployError(f"replay server {self._client.address}: {error.reason}: {error.message}", code) from error
 
     def _say(self, line: str) -> None:
-        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+        self._console.print(line, soft_wrap=True)
 
     def _server(self) -> ServerInfo:
         return self._client.server_info(timeout=_CONTACT_SECONDS)

@@ -91,7 +91,7 @@ def config_view(table: TableInfo) -> RenderableType:
     for heading in ("column", "dtype", "shape of a step", "bounds"):
         columns.add_column(heading)
     for spec in config.signature:
-        columns.add_row(spec.name, spec.dtype, _shape(spec.shape), _bounds(spec))
+        columns.add_row(plain(spec.name), spec.dtype, _shape(spec.shape), _bounds(spec))
     return Group(facts, columns)
 
 
@@ -108,14 +108,14 @@ def limits_text(limits: RateLimiterConfig) -> str:
 def trajectory_view(trajectory: Trajectory) -> RenderableType:
     """What was played: its facts, the ranges of its columns, its first steps."""
     facts = _facts()
-    facts.add_row("trajectory", trajectory.trajectory_id)
-    facts.add_row("actor", trajectory.actor_id or "not named")
+    facts.add_row("trajectory", plain(trajectory.trajectory_id))
+    facts.add_row("actor", plain(trajectory.actor_id) or "not named")
     facts.add_row("weights", str(trajectory.weights_version))
     facts.add_row("episode seed", str(trajectory.episode_seed))
     facts.add_row("steps", f"{trajectory.num_steps:,}{_beginning(trajectory)}, {_end(trajectory)}")
     for name, value in sorted(trajectory.stats.items()):
-        facts.add_row(name, f"{value:g}")
-    columns = dict(trajectory.columns)
+        facts.add_row(plain(name), f"{value:g}")
+    columns = {plain(name): array for name, array in trajectory.columns.items()}
     if trajectory.priorities is not None:
         columns["(priority)"] = trajectory.priorities
     return Group(facts, _ranges(columns), _first_steps(columns, trajectory.first_step))
@@ -149,6 +149,11 @@ def _value(value: NDArray[np.generic] | np.generic) -> str:
     shown = np.array2string(np.asarray(value), threshold=8, edgeitems=2, formatter={"float_kind": _number})
     text = " ".join(shown.split()).replace("[ ", "[")
     return text if len(text) <= _MAX_VALUE_CHARACTERS else f"{text[: _MAX_VALUE_CHARACTERS - 1]}…"
+
+
+def plain(text: str) -> str:
+    """What others have named, without anything that a terminal would obey."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def _number(value: "float | np.floating[Any]") -> str:

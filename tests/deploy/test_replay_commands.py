@@ -170,6 +170,25 @@ def test_peek_shows_the_newest_or_the_one_asked_for(run: Run, client: ReplayClie
     assert run("peek", "games", "t9") == (2, "", "error: table 'games' holds no trajectory 't9'\n")
 
 
+def test_what_others_have_named_is_shown_as_it_is(run: Run, client: ReplayClient) -> None:
+    """Neither as markup nor as commands to the terminal."""
+    client.create_table(table_config("games", signature=(ColumnSpec("[/x]", "int8"),)))
+    named = replace(
+        played(1),
+        trajectory_id="[bold]\x1b[2J",
+        actor_id=":smile:\r",
+        stats={"[/b]\n": 1.0},
+        columns={"[/x]": np.ones(2, np.int8)},
+    )
+    client.insert("games", [named])
+    code, out, _ = run("peek", "games")
+    assert code == 0
+    assert r"trajectory [bold]\x1b[2J actor :smile:\r " in words(out)
+    assert r"[/b]\n 1 " in words(out)
+    assert "[/x] int8 []" in words(run("tables")[1])
+    assert "\x1b" not in out
+
+
 def chunks_of_a_long_trajectory() -> list[Trajectory]:
     """Two of 6 MiB each: together more than fits into a message."""
     frames = np.arange(12 << 17, dtype=np.float64).reshape(12, 1 << 17)
