@@ -1,4 +1,4 @@
-"""Server and Redis killed twenty times at random while everybody works: nothing acknowledged is lost, nothing doubled."""
+"""Server and Redis killed twenty times while everybody works: nothing acknowledged is lost, nothing is stored twice."""
 
 import os
 import random
