@@ -63,11 +63,8 @@ class ReplayOperations:
     def peek(self, table: str, trajectory_id: str | None) -> None:
         """Show a trajectory."""
         self._table(table)
-        if trajectory_id is None:
-            trajectory = self._newest(table)
-        else:
-            wanted = TrajectoryFilter(trajectory_ids=(trajectory_id,))
-            trajectory = _joined(list(self._client.read_trajectories(table, wanted)))
+        wanted = None if trajectory_id is None else TrajectoryFilter(trajectory_ids=(trajectory_id,))
+        trajectory = _joined(list(self._client.read_trajectories(table, wanted, limit=1, newest_first=True)))
         if trajectory is None:
             what = "is empty" if trajectory_id is None else f"holds no trajectory {trajectory_id!r}"
             raise DeployError(f"table {table!r} {what}", BAD_INPUT)
@@ -182,14 +179,6 @@ class ReplayOperations:
         if name not in tables:
             raise DeployError(f"no table {name!r}; there are: {', '.join(tables) or 'none'}", BAD_INPUT)
         return tables[name]
-
-    def _newest(self, table: str) -> Trajectory | None:
-        newest: list[Trajectory] = []
-        for trajectory in self._client.read_trajectories(table, timeout=_READING_SECONDS):
-            if newest and newest[0].trajectory_id != trajectory.trajectory_id:
-                newest.clear()
-            newest.append(trajectory)
-        return _joined(newest)
 
 
 def _joined(chunks: list[Trajectory]) -> Trajectory | None:

@@ -63,12 +63,12 @@ class Catalog:
         self._saved: dict[str, Mapping[str, int]] = {}  # counters by table
         self._changing = asyncio.Lock()
         self._metrics: ServerMetrics | None = None
-        self._recovery: RecoveryProgress | None = None
+        self._recovery: RecoveryProgress | None = RecoveryProgress("", 0, 0)
         commit.keep(self._keep)
 
     @property
     def recovery(self) -> RecoveryProgress | None:
-        """How far `recover` is; None before and after."""
+        """How far `recover` is; None after it."""
         return self._recovery
 
     def tables(self) -> list[ServedTable]:

@@ -266,6 +266,8 @@ class ReplayClient:
         filter: TrajectoryFilter | None = None,  # noqa: A002 -- as in replay.proto
         limit: int = 0,
         timeout: float = 600.0,
+        *,
+        newest_first: bool = False,
     ) -> Iterator[Trajectory]:
         """Stored trajectories as they are now, oldest first.
 
@@ -274,9 +276,13 @@ class ReplayClient:
             filter: which ones; None for all.
             limit: the most; 0 for all.
             timeout: for all of them; an interrupted reading is not repeated.
+            newest_first: the first `limit` are the newest then.
         """
         request = replay_pb2.ReadTrajectoriesRequest(
-            table=table, filter=None if filter is None else codec.encode_trajectory_filter(filter), limit=limit
+            table=table,
+            filter=None if filter is None else codec.encode_trajectory_filter(filter),
+            limit=limit,
+            newest_first=newest_first,
         )
         call = self._replay.ReadTrajectories(request, timeout=timeout)
         try:

@@ -34,6 +34,8 @@ class Reader:
             chosen = table.matching(codec.decode_trajectory_filter(request.filter))
         else:
             chosen = table.trajectories()
+        if request.newest_first:
+            chosen.reverse()
         before = 0
         for message in _messages(table, chosen[: request.limit or None], self._border.in_flight.max_message_bytes):
             await call.bytes.take_when_they_fit(Direction.ANSWERS, len(message), _PATIENCE_SECONDS)

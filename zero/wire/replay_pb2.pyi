@@ -1207,10 +1207,13 @@ class ReadTrajectoriesRequest(_message.Message):
     TABLE_FIELD_NUMBER: _builtins.int
     FILTER_FIELD_NUMBER: _builtins.int
     LIMIT_FIELD_NUMBER: _builtins.int
+    NEWEST_FIRST_FIELD_NUMBER: _builtins.int
     table: _builtins.str
     """The table's name."""
     limit: _builtins.int
     """The most; all if 0."""
+    newest_first: _builtins.bool
+    """Newest first; so the first `limit` are the newest."""
     @_builtins.property
     def filter(self) -> Global___TrajectoryFilter:
         """Which ones; all if not set."""
@@ -1221,10 +1224,11 @@ class ReadTrajectoriesRequest(_message.Message):
         table: _builtins.str = ...,
         filter: Global___TrajectoryFilter | None = ...,
         limit: _builtins.int = ...,
+        newest_first: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "limit", b"limit", "table", b"table"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "limit", b"limit", "newest_first", b"newest_first", "table", b"table"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
