@@ -50,18 +50,18 @@ def test_a_killed_server_costs_and_doubles_nothing(tmp_path: Path) -> None:
         with client.insert_stream("games", in_flight=8) as stream:
             outcomes: list[Future[InsertResult]] = []
             for life in range(3):
-                sending = Thread(target=send, args=(stream, range(1000 * life, 1000 * life + 1000), outcomes))
+                sending = Thread(target=send, args=(stream, range(300 * life, 300 * life + 300), outcomes))
                 sending.start()
                 if life < 2:
-                    wait_until(lambda: sum(outcome.done() for outcome in outcomes) > 1000 * life + 200)  # noqa: B023
+                    wait_until(lambda: sum(outcome.done() for outcome in outcomes) > 300 * life + 60)  # noqa: B023
                     server.kill()
                     server.start()
                 sending.join()
         results = [outcome.result(0) for outcome in outcomes]
         assert {result.stored + result.duplicates for result in results} == {1}
-        assert ids(client, "games") == [f"t{n}" for n in range(3000)]
+        assert ids(client, "games") == [f"t{n}" for n in range(900)]
         info = client.server_info().tables["games"]
-        assert (info.inserted_trajectories, info.inserted_steps) == (3000, 15000)
+        assert (info.inserted_trajectories, info.inserted_steps) == (900, 4500)
 
 
 def send(stream, numbers: range, outcomes: list[Future[InsertResult]]) -> None:
