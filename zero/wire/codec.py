@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
+from functools import lru_cache
 
 import numpy as np
 import zstandard
@@ -102,7 +103,12 @@ class CodecError(ValueError):
 
 def row_bytes(spec: ColumnSpec) -> int:
     """Bytes of one step of a column."""
-    return _WIRE_DTYPES[spec.dtype].itemsize * math.prod(spec.shape)
+    return _row_bytes(spec.dtype, spec.shape)
+
+
+@lru_cache(maxsize=1024)
+def _row_bytes(dtype: str, shape: tuple[int, ...]) -> int:
+    return _WIRE_DTYPES[dtype].itemsize * math.prod(shape)
 
 
 # --- columns ---------------------------------------------------------------------------------------------------------
