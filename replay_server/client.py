@@ -68,6 +68,7 @@ class ReplayClient:
     Raises:
         ReplayError: the server refused a call for a reason that waiting does not mend.
         ReplayTimeout: the timeout passed.
+        CodecError: an array is of a dtype that cannot be sent.
     """
 
     def __init__(
@@ -334,8 +335,8 @@ class ReplayClient:
 
     def _draw(self, request: replay_pb2.SampleRequest, timeout: float) -> SequenceBatch:
         message = request.SerializeToString()
-        return frames.decode_sample_response(
-            own(self._call(lambda seconds: self._sample(message, timeout=seconds), timeout))
+        return self._call(
+            lambda seconds: frames.decode_sample_response(own(self._sample(message, timeout=seconds))), timeout
         )
 
 
