@@ -1,6 +1,6 @@
 """What the log of a table still holds, entry by entry, and what Redis has not yet been told of it."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from replay_server.redis_log import RedisLog
@@ -54,7 +54,7 @@ class LogBook:
         self._removed: dict[str, list[int]] = {}  # entry to the ordinals of its chunks that are no longer
         self._unwritten = Changes(wiped)
 
-    def add(self, entry: str, num_stored: int, removed: Sequence[int] = ()) -> None:
+    def add(self, entry: str, num_stored: int, removed: Collection[int] = ()) -> None:
         """The log has an entry behind all others; `removed` are ordinals of chunks in it that are not stored."""
         if not num_stored:
             self._unwritten.dead.append(entry)

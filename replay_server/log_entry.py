@@ -2,7 +2,7 @@
 
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import xxhash
@@ -10,80 +10,73 @@ from numpy.typing import NDArray
 
 from replay_server.block import DIGEST_BYTES
 
-_PREFIX = struct.Struct("<B?II")  # layout, whether written digests follow, chunks, runs of slots
+_PREFIX = struct.Struct("<BQII")  # layout, checksum of the message, chunks, runs of slots
 _LAYOUT = 3
-_CHECK_BYTES = 8
-_INT64 = np.dtype("<i8")
-_FLOAT64 = np.dtype("<f8")
-_UINT32 = np.dtype("<u4")
+_CHECK = struct.Struct("<Q")
 
 
 class LogError(Exception):
     """The log holds what this server did not write; one line."""
 
 
-@dataclass(frozen=True)
-class EntryHeader:
+class EntryHeader(NamedTuple):
     """What an entry holds besides its message.
 
     Attributes:
-        ordinals: int64 [chunks].
-        stored_at: float64 [chunks], Unix time.
-        digests: of the chunks as they were inserted.
-        written_digests: of the chunks as they are in the message, where it was written again after columns had been
-            updated; else empty.
-        slots: int32 [steps of all chunks], where they live.
+        ordinals: of its chunks.
+        stored_at: of each chunk, Unix time.
+        digests: of each chunk, as it was inserted.
+        runs: first slot and number of slots of every run of slots in which the steps of the chunks live, in order.
     """
 
-    ordinals: NDArray[np.int64]
-    stored_at: NDArray[np.float64]
+    ordinals: Sequence[int]
+    stored_at: Sequence[float]
     digests: Sequence[bytes]
-    written_digests: Sequence[bytes]
-    slots: NDArray[np.int32]
+    runs: Sequence[tuple[int, int]]
 
 
-def pack_header(header: EntryHeader) -> bytes:
-    """The bytes of a header, which tell by themselves whether they are whole."""
-    runs = _runs(header.slots)
-    prefix = _PREFIX.pack(_LAYOUT, bool(header.written_digests), len(header.ordinals), len(runs))
-    parts = (
-        *(prefix, header.ordinals.astype(_INT64).tobytes(), header.stored_at.astype(_FLOAT64).tobytes()),
-        *(*header.digests, *header.written_digests, runs.astype(_UINT32).tobytes()),
-    )
-    data = b"".join(parts)
-    return data + xxhash.xxh3_64_digest(data)
+def pack_header(header: EntryHeader, message: bytes) -> bytes:
+    """The bytes of a header, which tell by themselves whether they and the message are whole."""
+    number, num_runs = len(header.ordinals), len(header.runs)
+    prefix = _PREFIX.pack(_LAYOUT, xxhash.xxh3_64_intdigest(message), number, num_runs)
+    numbers = struct.pack(f"<{number}q{number}d", *header.ordinals, *header.stored_at)
+    runs = struct.pack(f"<{2 * num_runs}I", *(value for run in header.runs for value in run))
+    data = b"".join((prefix, numbers, runs, *header.digests))
+    return data + _CHECK.pack(xxhash.xxh3_64_intdigest(data))
 
 
-def unpack_header(data: bytes) -> EntryHeader:
+def unpack_header(data: bytes, message: bytes) -> EntryHeader:
     """The header that the bytes hold.
 
     Raises:
-        LogError: they are damaged, or of another layout.
+        LogError: they or the message are damaged, or of another layout.
     """
-    body, check = data[:-_CHECK_BYTES], data[-_CHECK_BYTES:]
-    if len(data) < _PREFIX.size + _CHECK_BYTES or xxhash.xxh3_64_digest(body) != check:
+    body = data[: -_CHECK.size]
+    if len(body) < _PREFIX.size or data[-_CHECK.size :] != _CHECK.pack(xxhash.xxh3_64_intdigest(body)):
         raise LogError("its header does not have the checksum that it was written with")
-    layout, again, number, num_runs = _PREFIX.unpack_from(body)
+    layout, check, number, num_runs = _PREFIX.unpack_from(body)
     if layout != _LAYOUT:
         raise LogError(f"it has layout {layout}, this version reads layout {_LAYOUT}")
-    place = _PREFIX.size
-    ordinals = np.frombuffer(body, _INT64, number, place).astype(np.int64)
-    place += ordinals.nbytes
-    stored_at = np.frombuffer(body, _FLOAT64, number, place).astype(np.float64)
-    place += stored_at.nbytes
-    digests = [body[i : i + DIGEST_BYTES] for i in range(place, len(body) - 8 * num_runs, DIGEST_BYTES)]
-    runs = np.frombuffer(body, _UINT32, 2 * num_runs, len(body) - 8 * num_runs).reshape(num_runs, 2)
-    return EntryHeader(ordinals, stored_at, digests[:number], digests[number:] if again else (), _slots(runs))
+    if xxhash.xxh3_64_intdigest(message) != check:
+        raise LogError("its message does not have the checksum that it was written with")
+    values = struct.unpack_from(f"<{number}q{number}d{2 * num_runs}I", body, _PREFIX.size)
+    runs = values[2 * number :]
+    first = _PREFIX.size + 16 * number + 8 * num_runs
+    digests = [body[i : i + DIGEST_BYTES] for i in range(first, len(body), DIGEST_BYTES)]
+    return EntryHeader(
+        values[:number], values[number : 2 * number], digests, list(zip(runs[::2], runs[1::2], strict=True))
+    )
 
 
-def _runs(slots: NDArray[np.int32]) -> NDArray[np.int64]:
-    """First slot and number of slots of every run [runs, 2] of ascending slots."""
+def runs_of(slots: NDArray[np.int32]) -> list[tuple[int, int]]:
+    """First slot and number of slots of every run of ascending neighbours."""
     starts = np.concatenate(([0], np.flatnonzero(np.diff(slots) != 1) + 1))
     lengths = np.diff(np.append(starts, len(slots)))
-    return np.stack((slots[starts].astype(np.int64), lengths), axis=1)
+    return list(zip(slots[starts].tolist(), lengths.tolist(), strict=True))
 
 
-def _slots(runs: NDArray[np.uint32]) -> NDArray[np.int32]:
-    starts, lengths = runs.astype(np.int64).T
+def slots_of(runs: Sequence[tuple[int, int]]) -> NDArray[np.int32]:
+    """The slots of runs, one after the other."""
+    starts, lengths = np.array(runs, np.int64).reshape(-1, 2).T
     ends = np.cumsum(lengths)
-    return (np.arange(ends[-1]) + np.repeat(starts - ends + lengths, lengths)).astype(np.int32)
+    return (np.arange(lengths.sum()) + np.repeat(starts - ends + lengths, lengths)).astype(np.int32)

@@ -1,26 +1,28 @@
 """A table rebuilt from its log: every step in its slot, what is known, what was replaced, priorities, counters."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import redis
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
-from replay_server.block import Block, Record, decode_block
+from replay_server.block import Block, Record
 from replay_server.column_log import ColumnLog
 from replay_server.log_book import LogBook
-from replay_server.log_entry import LogError
+from replay_server.log_entry import LogError, slots_of
 from replay_server.priority_log import load_priorities
 from replay_server.redis_log import Entry, RedisLog
 from replay_server.table import Placement, Table
 from zero.tables import TableConfig
-from zero.wire import replay_pb2
+from zero.trajectories import Signature
+from zero.wire import codec, replay_pb2, trajectory_pb2
 from zero.wire.codec import CodecError, Reason
 
 _GROUP_BYTES = 256 << 10
 _GROUP_SECONDS = 1.0
+_RAW = trajectory_pb2.ENCODING_RAW
 _NO_LIMIT = 1 << 62  # it was checked when it came
 
 
@@ -83,7 +85,7 @@ def recover_table(
     removed = log.read_removed(client, config.name)
     for group in _groups(log.read(client, config.name)):
         for entry in group:
-            gone = sorted(removed.intersection(entry.header.ordinals.tolist()))
+            gone = removed.intersection(entry.header.ordinals)
             book.add(entry.entry, len(entry.header.ordinals) - len(gone), gone)
         for chunks in _stored_chunks(config, group, removed):
             _restore(table, chunks, ordinals)
@@ -130,18 +132,11 @@ def _groups(entries: Iterable[Entry]) -> Iterator[list[Entry]]:
 
 def _stored_chunks(config: TableConfig, entries: Sequence[Entry], removed: set[int]) -> Iterator[_Chunks]:
     """What is stored of some entries, in as few pieces as possible."""
-    try:
-        block = decode_entries(config, entries)
-    except (CodecError, DecodeError) as error:
-        if len(entries) > 1:  # too large together, or one of them is damaged
-            for entry in entries:
-                yield from _stored_chunks(config, [entry], removed)
-            return
-        raise LogError(f"entry {entries[0].entry} of the log of table {config.name!r} is damaged: {error}") from None
     headers = [entry.header for entry in entries]
-    ordinals = np.concatenate([header.ordinals for header in headers])
-    slots = np.concatenate([header.slots for header in headers])
-    stored_at = np.concatenate([header.stored_at for header in headers])
+    block = _decode(config, entries)
+    ordinals = np.array([ordinal for header in headers for ordinal in header.ordinals], np.int64)
+    stored_at = np.array([time for header in headers for time in header.stored_at])
+    slots = slots_of([run for header in headers for run in header.runs])
     names = [entry.entry for entry in entries for _ in entry.header.ordinals]
     stops = np.cumsum([record.num_steps for record in block.records])
     kept = np.array([ordinal not in removed for ordinal in ordinals.tolist()], np.bool_)
@@ -156,31 +151,69 @@ def _stored_chunks(config: TableConfig, entries: Sequence[Entry], removed: set[i
             yield _Chunks(part, int(ordinals[first]), slots[steps], names[chosen], float(stored_at[first]))
 
 
+def _decode(config: TableConfig, entries: Sequence[Entry]) -> Block:
+    try:
+        return decode_entries(config, entries)
+    except (CodecError, DecodeError):
+        for entry in entries:
+            try:
+                decode_entries(config, [entry])
+            except (CodecError, DecodeError) as error:
+                raise LogError(f"entry {entry.entry} of the log of table {config.name!r} is damaged: {error}") from None
+        raise
+
+
 def decode_entries(config: TableConfig, entries: Sequence[Entry]) -> Block:
     """All chunks of some entries, those that are no longer stored too.
 
+    What they hold was checked when it came and has its checksum still, so no value is looked at.
+
     Raises:
-        CodecError: they are not what was written.
+        CodecError: they do not belong to this table.
         DecodeError: a message that is none.
     """
-    requests = [replay_pb2.InsertRequest.FromString(entry.message) for entry in entries]
-    trajectories = [trajectory for request in requests for trajectory in request.trajectories]
-    block = decode_block(trajectories, config.signature, b"", _NO_LIMIT, _NO_LIMIT)
-    headers = [entry.header for entry in entries]
-    if [len(request.trajectories) for request in requests] != [len(header.ordinals) for header in headers]:
-        raise CodecError(Reason.BAD_DATA, "the message holds another number of trajectories than its header says")
-    if block.num_steps != sum(len(header.slots) for header in headers):
-        raise CodecError(Reason.BAD_DATA, "the message holds another number of steps than its header says")
-    written = [digest for header in headers for digest in header.written_digests or header.digests]
-    if [record.digest for record in block.records] != written:
-        raise CodecError(Reason.BAD_DATA, "the content has another digest than when it was written")
-    digests = [digest for header in headers for digest in header.digests]
-    if digests == written:
-        return block
-    records: list[Record] = [
-        record._replace(digest=digest) for record, digest in zip(block.records, digests, strict=True)
-    ]
-    return replace(block, records=records)
+    records: list[Record] = []
+    parts: list[Sequence[bytes]] = []
+    row_bytes = codec.row_bytes(config.signature[0])
+    for entry in entries:
+        trajectories = replay_pb2.InsertRequest.FromString(entry.message).trajectories
+        if len(trajectories) != len(entry.header.digests):
+            raise CodecError(Reason.BAD_DATA, "the message holds something else than its header says")
+        for trajectory, digest in zip(trajectories, entry.header.digests, strict=True):
+            data = _columns_of(trajectory, config.signature)
+            parts.append(data)
+            records.append(_record_of(trajectory, digest, len(data[0]) // row_bytes))
+    total = sum(record.num_steps for record in records)
+    joined = (b"".join(column) for column in zip(*parts, strict=True))
+    columns = [codec.array_of(data, spec, total) for data, spec in zip(joined, config.signature, strict=True)]
+    return Block(records, columns, b"")
+
+
+def _columns_of(trajectory: trajectory_pb2.Trajectory, signature: Signature) -> Sequence[bytes]:
+    """The raw bytes [T, *shape] of every column in the order of the signature."""
+    columns = trajectory.columns
+    # The usual case is read without a second look: most of the time of a start goes into this.
+    if [(column.name, column.encoding) for column in columns] == [(spec.name, _RAW) for spec in signature]:
+        return [column.data for column in columns]
+    _, data = codec.unpack_trajectory(trajectory, signature, _NO_LIMIT, _NO_LIMIT)
+    return data
+
+
+def _record_of(trajectory: trajectory_pb2.Trajectory, digest: bytes, num_steps: int) -> Record:
+    return Record(
+        trajectory.trajectory_id,
+        digest,
+        num_steps,
+        trajectory.first_step,
+        trajectory.open,
+        trajectory.actor_id,
+        trajectory.weights_version,
+        trajectory.episode_seed,
+        trajectory.terminated,
+        trajectory.truncated,
+        tuple(sorted(trajectory.stats.items())),
+        codec.unpack_priorities(trajectory, num_steps),
+    )
 
 
 def _restore(table: Table, chunks: _Chunks, ordinals: NDArray[np.int64]) -> None:

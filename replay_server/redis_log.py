@@ -15,8 +15,7 @@ Layout, under a prefix:
 
 import struct
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import cast
+from typing import NamedTuple, cast
 
 import redis
 
@@ -37,8 +36,7 @@ RawEntry = tuple[bytes, dict[bytes, bytes]]
 """Id and fields of an entry as Redis gives them."""
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """An entry as read.
 
     Attributes:
@@ -123,7 +121,7 @@ class RedisLog:
 
     def append_command(self, table: str, entry: str, header: EntryHeader, message: bytes) -> Command:
         """Adds an entry."""
-        return "XADD", self.key("log", table), entry, _HEADER, pack_header(header), _MESSAGE, message
+        return "XADD", self.key("log", table), entry, _HEADER, pack_header(header, message), _MESSAGE, message
 
     def trim_command(self, table: str, first_entry: str) -> Command:
         """Deletes all entries before one."""
@@ -216,7 +214,7 @@ def parse_entry(table: str, entry: str, fields: Mapping[bytes, bytes]) -> Entry:
             "another layout"
         )
     try:
-        return Entry(entry, unpack_header(fields[_HEADER]), fields[_MESSAGE])
+        return Entry(entry, unpack_header(fields[_HEADER], fields[_MESSAGE]), fields[_MESSAGE])
     except LogError as error:
         raise LogError(f"entry {entry} of the log of table {table!r} is damaged: {error}") from None
 

@@ -7,9 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from replay_server.block import decode_insert
 from replay_server.log_book import LogBook
-from replay_server.log_entry import EntryHeader
+from replay_server.log_entry import EntryHeader, runs_of
 from replay_server.redis_log import RedisLog
 from replay_server.stored import Stored, StoredChunk
 from replay_server.table import Table
@@ -56,14 +55,11 @@ class Rewriting:
             whole = replace(lost.trajectory, columns=table.read(lost.slots))
             request.trajectories.append(codec.encode_trajectory(whole))
         message = request.SerializeToString()
-        digests = [lost.chunk.digest for lost in self.chunks]
-        written = [record.digest for record in decode_insert(message, table.config.signature).records]
         header = EntryHeader(
-            np.array([lost.chunk.ordinal for lost in self.chunks], np.int64),
-            np.array([lost.stored_at for lost in self.chunks]),
-            digests,
-            written if written != digests else (),
-            np.concatenate([lost.slots for lost in self.chunks]),
+            [lost.chunk.ordinal for lost in self.chunks],
+            [lost.stored_at for lost in self.chunks],
+            [lost.chunk.digest for lost in self.chunks],
+            runs_of(np.concatenate([lost.slots for lost in self.chunks])),
         )
         return log.append_command(table.config.name, self.entry, header, message)
 

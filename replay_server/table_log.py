@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from replay_server.block import Block
 from replay_server.column_log import ColumnLog
 from replay_server.log_book import Changes, LogBook
-from replay_server.log_entry import EntryHeader
+from replay_server.log_entry import EntryHeader, runs_of
 from replay_server.recovery import Recovered, counters
 from replay_server.redis_log import RedisLog, newest_of
 from replay_server.rewriting import plan_rewriting
@@ -69,11 +69,10 @@ class TableLog:
         self._placed.append(_Placed(block, placement, entry))
         number = len(block.records)
         header = EntryHeader(
-            ordinals=placement.ordinal + np.arange(number),
-            stored_at=np.full(number, placement.stored_at),
+            ordinals=range(placement.ordinal, placement.ordinal + number),
+            stored_at=[placement.stored_at] * number,
             digests=[record.digest for record in block.records],
-            written_digests=(),
-            slots=placement.slots,
+            runs=runs_of(placement.slots),
         )
         return self._log.append_command(self._name, entry, header, block.message)
 

@@ -9,7 +9,7 @@ from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
 from replay_server.block import Block
-from replay_server.log_entry import EntryHeader, LogError
+from replay_server.log_entry import EntryHeader, LogError, slots_of
 from replay_server.recovery import decode_entries
 from replay_server.redis_log import RawEntry, RedisLog, parse_entry
 from replay_server.redis_store import RedisStore
@@ -115,12 +115,14 @@ class Check:
         self._problems += problems
         for one in checked:
             stops = np.cumsum([record.num_steps for record in one.block.records])
-            for i, ordinal in enumerate(one.header.ordinals.tolist()):
+            slots = slots_of(one.header.runs)
+            for i, ordinal in enumerate(one.header.ordinals):
                 if ordinal not in removed and ordinal < self._first_later:
                     steps = slice(int(stops[i]) - one.block.records[i].num_steps, int(stops[i]))
-                    self._problems += self._compare(one, i, ordinal, steps)
+                    self._problems += self._compare(one, i, slots, steps)
 
-    def _compare(self, one: _Checked, i: int, ordinal: int, steps: slice) -> Iterator[str]:
+    def _compare(self, one: _Checked, i: int, slots: NDArray[np.int32], steps: slice) -> Iterator[str]:
+        ordinal = one.header.ordinals[i]
         expected = self._expected.pop(ordinal, None)
         record = one.block.records[i]
         place = f"entry {one.entry}, trajectory {record.trajectory_id!r} from step {record.first_step} on"
@@ -129,7 +131,7 @@ class Check:
             return
         self._chunks += 1
         same = (record.trajectory_id, record.digest, one.entry) == expected[:3]
-        if not same or not np.array_equal(one.header.slots[steps], expected.slots):
+        if not same or not np.array_equal(slots[steps], expected.slots):
             yield f"{place}: memory has something else in its place"
         elif not self._is_removed(record.trajectory_id, ordinal):
             columns = self._table.table.read(expected.slots)
