@@ -23,6 +23,7 @@ _DEFAULT_HOLD_SECONDS = 20.0
 _LONGEST_LINE = 500
 _SMALL_BYTES = 64 << 10  # a request of at most so many bytes is counted, but never refused for being too much
 _ARRIVAL_SECONDS = 60.0
+_FAREWELL_SECONDS = 5.0
 
 Context = grpc.aio.ServicerContext[bytes, bytes]
 AnyMessage = TypeVar("AnyMessage", bound=Message)
@@ -71,6 +72,16 @@ class Call:
                 return await self.read()
         except TimeoutError:
             raise Refusal(Reason.BAD_MESSAGE, f"no message has arrived for {_ARRIVAL_SECONDS:g} s") from None
+
+
+    async def write(self, message: bytes) -> None:
+        """Answer on a stream; waits until gRPC takes it."""
+        try:
+            await self.context.write(message)
+        except grpc.aio.InternalError:
+            # The caller has gone away. gRPC cancels this call as soon as it has noticed, too: not a matter for the log.
+            await asyncio.sleep(_FAREWELL_SECONDS)
+            raise
 
 
 def parse(kind: type[AnyMessage], data: bytes) -> AnyMessage:

@@ -218,7 +218,7 @@ class Inserter:
                 response = replay_pb2.InsertStreamResponse(inserted=_response(inserted))
                 self._metrics.insert_seconds.observe(time.perf_counter() - streamed.started)
             call.bytes.count(Direction.REQUESTS, -streamed.num_bytes)
-            await call.context.write(response.SerializeToString())
+            await call.write(response.SerializeToString())
 
 
 class _Streamed(NamedTuple):

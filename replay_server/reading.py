@@ -39,7 +39,7 @@ class Reader:
         before = 0
         for message in _messages(table, chosen[: request.limit or None], self._border.in_flight.max_message_bytes):
             await call.bytes.take_when_they_fit(Direction.ANSWERS, len(message), _PATIENCE_SECONDS)
-            await call.context.write(message)
+            await call.write(message)
             # gRPC holds one answer back; when it takes the next one, it is rid of it.
             call.bytes.count(Direction.ANSWERS, -before)
             before = len(message)

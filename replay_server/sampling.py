@@ -187,7 +187,7 @@ class Sampler:
 async def _send(call: Call, answers: "asyncio.Queue[bytes | None]") -> None:
     before = 0
     while (answer := await answers.get()) is not None:
-        await call.context.write(answer)
+        await call.write(answer)
         # gRPC holds one answer back; when it takes the next one, it is rid of it.
         call.bytes.count(Direction.ANSWERS, -before)
         before = len(answer)

@@ -34,12 +34,12 @@ class WeightsService:
         async def get(call: Call) -> None:
             request = parse(weights_pb2.GetWeightsRequest, await border.receive(call))
             for part in _answer(self._weights.newest, request.newer_than):
-                await call.context.write(part.SerializeToString())
+                await call.write(part.SerializeToString())
 
         async def publish(call: Call) -> None:
             async with self._receiving:
                 answer = await self._publish(call)
-            await call.context.write(answer)
+            await call.write(answer)
 
         return grpc.method_handlers_generic_handler(
             WEIGHTS_SERVICE, {"PublishWeights": border.streaming(publish), "GetWeights": border.streaming(get)}
