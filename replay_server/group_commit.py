@@ -284,7 +284,7 @@ class GroupCommit:
             if one.act is not None:
                 one.act()
                 break
-            commands += [self._log_of(target).place(block) for target, block in one.parts]
+            commands += [command for target, block in one.parts for command in self._log_of(target).place(block)]
         return batch, commands
 
     def _log_of(self, target: LoggedTable) -> TableLog:

@@ -1,4 +1,4 @@
-"""The durable log: one Redis stream per table, one entry per insert call, and what belongs to it.
+"""The durable log: one Redis stream per table, an entry per insert call or trajectory, and what belongs to it.
 
 Layout, under a prefix:
 

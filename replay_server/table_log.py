@@ -1,12 +1,13 @@
 """A table and its log, kept together: blocks on their way into both, what was removed and replaced, counters."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from replay_server.block import Block
+from replay_server.block import Block, Record
 from replay_server.column_log import ColumnLog
 from replay_server.log_book import Changes, LogBook
 from replay_server.log_entry import EntryHeader, runs_of
@@ -15,6 +16,8 @@ from replay_server.redis_log import RedisLog, newest_of
 from replay_server.rewriting import plan_rewriting
 from replay_server.table import Placement, Table
 from replay_server.write_chain import Command
+from zero.wire import replay_pb2
+from zero.wire.wire_format import read_fields
 
 
 class LoggedTable(Protocol):
@@ -35,11 +38,11 @@ class LoggedTable(Protocol):
 
 
 class _Placed(NamedTuple):
-    """A block on its way into the log and the table."""
+    """A block on its way into the log and the table; one entry per record, the same for all that share one."""
 
     block: Block
     placement: Placement
-    entry: str
+    entries: Sequence[str]
 
 
 class TableLog:
@@ -59,29 +62,49 @@ class TableLog:
         self._book = book
         self._columns = columns
         self._placed: list[_Placed] = []
+        # An entry lives as long as anything in it. Trajectories that do not go in the order in which they came get
+        # entries of their own, or the log would hold many times what the table does.
+        config = self.table.config
+        self._share_entries = config.remover == "fifo" and (not config.max_times_sampled or config.selector == "fifo")
 
     # --- inserting ---------------------------------------------------------------------------------------------------
 
-    def place(self, block: Block) -> Command:
-        """Reserve the room of a block that can be placed; returns the command that puts it into the log."""
+    def place(self, block: Block) -> list[Command]:
+        """Reserve the room of a block that can be placed; returns the commands that put it into the log."""
         placement = self.table.place(block)
-        entry = self._log.chain.new_entry()
-        self._placed.append(_Placed(block, placement, entry))
         number = len(block.records)
+        if self._share_entries:
+            entry = self._log.chain.new_entry()
+            self._placed.append(_Placed(block, placement, [entry] * number))
+            return [self._append_command(entry, block.records, placement.ordinal, placement, block.message)]
+        entries = [self._log.chain.new_entry() for _ in range(number)]
+        self._placed.append(_Placed(block, placement, entries))
+        commands: list[Command] = []
+        start = 0
+        for i, (record, message) in enumerate(zip(block.records, _split(block.message), strict=True)):
+            part = placement._replace(slots=placement.slots[start : start + record.num_steps])
+            start += record.num_steps
+            commands.append(self._append_command(entries[i], [record], placement.ordinal + i, part, message))
+        return commands
+
+    def _append_command(
+        self, entry: str, records: Sequence[Record], ordinal: int, placement: Placement, message: bytes
+    ) -> Command:
         header = EntryHeader(
-            ordinals=range(placement.ordinal, placement.ordinal + number),
-            stored_at=[placement.stored_at] * number,
-            digests=[record.digest for record in block.records],
+            ordinals=range(ordinal, ordinal + len(records)),
+            stored_at=[placement.stored_at] * len(records),
+            digests=[record.digest for record in records],
             runs=runs_of(placement.slots),
         )
-        return self._log.append_command(self._name, entry, header, block.message)
+        return self._log.append_command(self._name, entry, header, message)
 
     def store_placed(self) -> None:
         """The log has what was placed; so has the table now."""
         placed, self._placed = self._placed, []
-        for block, placement, entry in placed:
-            self.table.store(block, placement, [entry] * len(block.records))
-            self._book.add(entry, len(block.records))
+        for block, placement, entries in placed:
+            self.table.store(block, placement, entries)
+            for entry, number in Counter(entries).items():
+                self._book.add(entry, number)
             self.target.stored(block)
 
     def abandon_placed(self) -> None:
@@ -167,6 +190,15 @@ class TableLog:
             yield last
 
         return writes()
+
+
+def _split(message: bytes) -> Iterator[bytes]:
+    """One InsertRequest per trajectory of an InsertRequest."""
+    start = 0
+    for field in read_fields(message, 0, len(message)):
+        if field.number == replay_pb2.InsertRequest.TRAJECTORIES_FIELD_NUMBER:
+            yield message[start : field.stop]
+        start = field.stop
 
 
 def recovered_log(log: RedisLog, target: LoggedTable, recovered: Recovered) -> TableLog:
