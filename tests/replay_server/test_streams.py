@@ -1,5 +1,6 @@
 """Streams: answered in order, several under way at once, refused one by one, and nothing lost when they break off."""
 
+import logging
 import os
 import queue
 import signal
@@ -19,6 +20,7 @@ from tests.replay_server.messages import (
     converse,
     insert_bytes,
     read,
+    sample_bytes,
     scrape,
     streamed_insert,
     streamed_sample,
@@ -235,6 +237,38 @@ def test_what_was_let_in_is_stored_although_the_stream_breaks_off(settings: Repl
         until(lambda: client.server_info().tables["games"].num_trajectories == 4)
         assert client.insert("games", [played(3)]).duplicates == 1
         until(lambda: in_flight(client) == 0)
+
+
+def test_callers_that_go_away_leave_no_trace(
+    addresses: BoundAddresses, client: ReplayClient, make_table: MakeTable, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Streams and calls cancelled at any moment, and connections closed: nothing in flight, nobody waits, no error."""
+    config = make_table(capacity=5000)
+    held = make_table(rate_limiter=RateLimiterConfig(min_size_to_sample=1000))
+    client.insert(config.name, [played(0, 30)])
+    for number in range(60):
+        with grpc.insecure_channel(addresses.address) as channel:
+            streams = [Conversation(channel, method) for method in ("SampleStream", "InsertStream", "SampleStream")]
+            reading = channel.unary_stream(SERVICE + "ReadTrajectories")(
+                replay_pb2.ReadTrajectoriesRequest(table=config.name).SerializeToString()
+            )
+            calls = [
+                channel.unary_unary(SERVICE + "Sample").future(sample_bytes(config.name, batch_size=400)),
+                channel.unary_unary(SERVICE + "Insert").future(insert_bytes(config.name, played(10 * number + 9))),
+                channel.unary_unary(SERVICE + "Sample").future(sample_bytes(held.name)),
+            ]
+            for i in range(4):
+                streams[0].send(streamed_sample(config.name, batch_size=400))
+                streams[1].send(streamed_insert(config.name, played(10 * number + i + 1)))
+                streams[2].send(streamed_sample(held.name))
+            if number % 2:
+                streams[number % 4 // 2].answer()
+            if number % 3:
+                for call in (*(stream.call for stream in streams), reading, *calls):
+                    call.cancel()
+    until(lambda: in_flight(client) == 0)
+    until(lambda: client.server_info().tables[held.name].rate_limiter.waiting_samples == 0)
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
 def test_a_table_that_ends_answers_who_waits(
