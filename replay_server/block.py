@@ -9,13 +9,12 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from zero.trajectories import ColumnSpec, Signature
+from zero.trajectories import Signature
 from zero.wire import codec, replay_pb2, trajectory_pb2
 from zero.wire.codec import CodecError, Reason
 
 DIGEST_BYTES = 16
 _HEADER = struct.Struct("<QQ???QQ")
-_FLOAT32 = np.dtype("<f4")
 
 
 class Record(NamedTuple):
@@ -80,9 +79,8 @@ def decode_block(
     """Unpack and check the trajectories of an insert call.
 
     Raises:
-        CodecError: as codec.unpack_trajectory and codec.check_values; the text names the trajectory. BAD_MESSAGE
-            without trajectories and for an open one that has ended, BAD_LENGTH for more than max_steps together,
-            OUT_OF_RANGE for values beyond a column's bounds, BAD_DATA, NOT_FINITE, BAD_PRIORITY for its priorities.
+        CodecError: as codec.unpack_trajectory, unpack_priorities and check_column; the text names the trajectory.
+            BAD_MESSAGE without trajectories, BAD_LENGTH for more than max_steps together.
     """
     if not trajectories:
         raise CodecError(Reason.BAD_MESSAGE, "an insert needs at least one trajectory")
@@ -108,8 +106,7 @@ def decode_block(
     ]
     for spec, column in zip(signature, columns, strict=True):
         try:
-            codec.check_values(column, spec.name)
-            check_range(column, spec)
+            codec.check_column(column, spec)
         except CodecError as error:
             shown = ", ".join(_shown(trajectory) for trajectory in trajectories[:3])
             raise CodecError(error.reason, f"{error.message} (among trajectories {shown} ...)") from None
@@ -122,29 +119,11 @@ def decode_insert(message: bytes, signature: Signature, max_steps: int = 2**31 -
     return decode_block(request.trajectories, signature, message, max_steps, max_bytes)
 
 
-def check_range(column: NDArray[np.generic], spec: ColumnSpec) -> None:
-    """Refuse values beyond a column's bounds; they are finite and of the column's dtype.
-
-    Raises:
-        CodecError: OUT_OF_RANGE.
-    """
-    if spec.minimum is not None and column.size and (smallest := column.min().item()) < spec.minimum:
-        raise CodecError(
-            Reason.OUT_OF_RANGE, f"column {spec.name!r} holds {smallest}, at least {spec.minimum} is allowed"
-        )
-    if spec.maximum is not None and column.size and (largest := column.max().item()) > spec.maximum:
-        raise CodecError(
-            Reason.OUT_OF_RANGE, f"column {spec.name!r} holds {largest}, at most {spec.maximum} is allowed"
-        )
-
-
 def _shown(trajectory: trajectory_pb2.Trajectory) -> str:
     return repr(trajectory.trajectory_id[: codec.MAX_ID_CHARACTERS])
 
 
 def _record(trajectory: trajectory_pb2.Trajectory, num_steps: int, columns: Sequence[bytes]) -> Record:
-    if trajectory.open and (trajectory.terminated or trajectory.truncated):
-        raise CodecError(Reason.BAD_MESSAGE, "it is open, so it is neither terminated nor truncated yet")
     if trajectory.first_step + num_steps >= 2**31:
         raise CodecError(Reason.BAD_LENGTH, f"first_step is {trajectory.first_step}; at most 2^31 steps are taken")
     stats = tuple(sorted(trajectory.stats.items()))
@@ -160,19 +139,8 @@ def _record(trajectory: trajectory_pb2.Trajectory, num_steps: int, columns: Sequ
         trajectory.terminated,
         trajectory.truncated,
         stats,
-        _priorities(trajectory.priorities, num_steps) if trajectory.priorities else None,
+        codec.unpack_priorities(trajectory, num_steps),
     )
-
-
-def _priorities(data: bytes, num_steps: int) -> NDArray[np.float32]:
-    if len(data) != num_steps * _FLOAT32.itemsize:
-        raise CodecError(Reason.BAD_DATA, f"{len(data)} bytes of priorities for {num_steps} steps of 4 bytes")
-    priorities = np.frombuffer(data, _FLOAT32).astype(np.float32, copy=False)
-    if not np.isfinite(priorities).all():
-        raise CodecError(Reason.NOT_FINITE, "a priority is NaN or infinite")
-    if priorities.min() < 0:
-        raise CodecError(Reason.BAD_PRIORITY, f"priority {priorities.min()} is negative")
-    return priorities
 
 
 def _digest(

@@ -1,5 +1,6 @@
 """What a table remembers of its trajectories: the stored ones whole, the removed ones by id and fingerprint."""
 
+from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
@@ -14,6 +15,9 @@ from zero.wire.codec import Reason
 
 KNOWN_REMOVED = 100_000
 """How many removed trajectories a table remembers, so that their late repetition is not stored again."""
+
+KNOWN_CHUNKS = 1000
+"""Of how many removed chunks of one trajectory the content is remembered."""
 
 
 class StoredChunk(NamedTuple):
@@ -70,6 +74,7 @@ class Stored:
         stored_at: Unix time of its first chunk.
         earlier: chunks that were removed before the first one of these came; their entries are empty.
         linked_from: the trajectory whose sequences go on in this one.
+        linked_to: the trajectory in which its sequences go on.
     """
 
     __slots__ = (
@@ -78,6 +83,7 @@ class Stored:
         "earlier",
         "episode_seed",
         "linked_from",
+        "linked_to",
         "open",
         "slots",
         "stats",
@@ -99,6 +105,7 @@ class Stored:
         self.stored_at = stored_at
         self.earlier: tuple[StoredChunk, ...] = ()
         self.linked_from: Stored | None = None
+        self.linked_to: Stored | None = None
         self._end(record)
 
     @property
@@ -141,13 +148,38 @@ def _all_within(stats: Mapping[str, float], ranges: Sequence[StatRange]) -> bool
     return True
 
 
-class _Reached(NamedTuple):
-    """How far a trajectory has come; `first_stored` is the number of its first step that is stored."""
+_Chunks = Sequence[StoredChunk] | Sequence[Record]
 
-    chunks: Sequence[StoredChunk | Record]
-    first_stored: int
-    next_step: int
-    open: bool
+
+class _Reached:
+    """How far a trajectory has come.
+
+    Attributes:
+        first_stored: the number of its first step that is stored.
+        next_step: the number of the step that comes next.
+        open: it is still being played.
+    """
+
+    def __init__(self, first_stored: int, next_step: int, *, still_open: bool, chunks: Sequence[_Chunks]) -> None:
+        self.first_stored = first_stored
+        self.next_step = next_step
+        self.open = still_open
+        self._added: list[Record] = []
+        self._chunks = (*chunks, self._added)  # each in the order of their steps
+
+    def digest_at(self, first_step: int) -> bytes | None:
+        """The digest of the chunk that begins at a step."""
+        for chunks in self._chunks:
+            place = bisect_left(chunks, first_step, key=lambda chunk: chunk.first_step)
+            if place < len(chunks) and chunks[place].first_step == first_step:
+                return chunks[place].digest
+        return None
+
+    def add(self, record: Record) -> None:
+        """Its next chunk is going to be stored."""
+        self._added.append(record)
+        self.next_step = record.first_step + record.num_steps
+        self.open = record.open
 
 
 class KnownTrajectories:
@@ -168,13 +200,14 @@ class KnownTrajectories:
         """A trajectory is stored; what is known of an earlier part that was removed stays known with it."""
         removed = self._removed.pop(stored.trajectory_id, None)
         if removed is not None:
-            stored.earlier = tuple(chunk._replace(entry="") for chunk in removed.chunks)
+            stored.earlier = tuple(chunk._replace(entry="") for chunk in removed.chunks[-KNOWN_CHUNKS:])
         self._stored[stored.trajectory_id] = stored
 
     def remove(self, stored: Stored) -> Removed:
         """A trajectory is no longer stored, but still known."""
         del self._stored[stored.trajectory_id]
-        removed = Removed(stored.trajectory_id, (*stored.earlier, *stored.chunks), stored.open)
+        chunks = (*stored.earlier, *stored.chunks)
+        removed = Removed(stored.trajectory_id, chunks, stored.open)
         self._removed[removed.trajectory_id] = removed
         if len(self._removed) > KNOWN_REMOVED:
             self._removed.popitem(last=False)
@@ -209,39 +242,39 @@ class KnownTrajectories:
         new: list[int] = []
         reached: dict[str, _Reached] = {}
         for i, record in enumerate(block.records):
-            known = reached.get(record.trajectory_id) or self._reached(record)
-            if _is_new(record, known):
-                new.append(i)
-                stop = record.first_step + record.num_steps
-                known = _Reached((*known.chunks, record), known.first_stored, stop, record.open)
-                if stop - known.first_stored > capacity:
-                    raise Refusal(
-                        Reason.BAD_LENGTH,
-                        f"trajectory {record.trajectory_id!r} would have {stop - known.first_stored} steps, the table "
-                        f"takes {capacity} in all; end it as truncated and begin another",
-                    )
+            known = reached.get(record.trajectory_id) or self._reached(record.trajectory_id)
             reached[record.trajectory_id] = known
+            if not _is_new(record, known):
+                continue
+            new.append(i)
+            known.add(record)
+            if known.next_step - known.first_stored > capacity:
+                raise Refusal(
+                    Reason.BAD_LENGTH,
+                    f"trajectory {record.trajectory_id!r} would have {known.next_step - known.first_stored} steps, the "
+                    f"table takes {capacity} in all; end it as truncated and begin another",
+                )
         return new
 
-    def _reached(self, record: Record) -> _Reached:
-        stored = self._stored.get(record.trajectory_id)
+    def _reached(self, trajectory_id: str) -> _Reached:
+        stored = self._stored.get(trajectory_id)
         if stored is not None:
             first, last = stored.chunks[0], stored.chunks[-1]
-            return _Reached((*stored.earlier, *stored.chunks), first.first_step, last.stop, stored.open)
-        removed = self._removed.get(record.trajectory_id)
+            chunks = (stored.earlier, stored.chunks)
+            return _Reached(first.first_step, last.stop, still_open=stored.open, chunks=chunks)
+        removed = self._removed.get(trajectory_id)
         if removed is not None:
-            return _Reached(removed.chunks, removed.chunks[-1].stop, removed.chunks[-1].stop, removed.open)
-        return _Reached((), 0, 0, open=True)
+            stop = removed.chunks[-1].stop
+            return _Reached(stop, stop, still_open=removed.open, chunks=(removed.chunks,))
+        return _Reached(0, 0, still_open=True, chunks=())
 
 
 def _is_new(record: Record, known: _Reached) -> bool:
-    for chunk in known.chunks:
-        if chunk.first_step == record.first_step:
-            if chunk.digest != record.digest:
-                raise Refusal(
-                    Reason.CONTENT_CONFLICT, f"trajectory {record.trajectory_id!r} is known with other content"
-                )
-            return False
+    digest = known.digest_at(record.first_step)
+    if digest is not None:
+        if digest != record.digest:
+            raise Refusal(Reason.CONTENT_CONFLICT, f"trajectory {record.trajectory_id!r} is known with other content")
+        return False
     if record.first_step > known.next_step and known.open:
         raise Refusal(
             Reason.MISSING_CHUNK,

@@ -1,7 +1,7 @@
 """A table in memory: which steps it holds, whose they are, what is known, what is drawn; one thread at a time."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +20,7 @@ from zero.trajectories import NStep, PriorityUpdates, SampleSpec, StepFilter, Tr
 from zero.wire.codec import Reason, row_bytes
 
 _SELECTOR_BYTES_PER_SLOT = 24
+_BYTES_BESIDE_COLUMNS = 64  # of a drawn row: key, probability, length, version, weight, flags
 _ITEM_BYTES_PER_SLOT = 1 + 4 + 8  # whether it is one, its priority, how often it was drawn or whose it is
 
 
@@ -162,6 +163,10 @@ class Table:
         """The steps in slots [N], a copy [N, *shape] of every column."""
         return self.rings.read(slots.astype(np.int64))
 
+    def origin_of(self, slot: int) -> tuple[int, float]:
+        """The weights that played the chunk of the step in a slot, and the Unix time at which it was stored."""
+        return int(self._slots.weights_versions[slot]), float(self._slots.stored_at[slot])
+
     # --- inserting ---------------------------------------------------------------------------------------------------
 
     def check_new(self, block: Block) -> list[int]:
@@ -282,9 +287,14 @@ class Table:
             return
         last = self._newest_of.get(stored.actor_id)
         if last is not None and not last.open:
-            self._slots.link(int(last.slots[-1]), int(stored.slots[0]))
-            stored.linked_from = last
+            self._join(last, stored)
         self._newest_of[stored.actor_id] = stored
+
+    def _join(self, one: Stored, following: Stored | None) -> None:
+        self._slots.link(int(one.slots[-1]), None if following is None else int(following.slots[0]))
+        one.linked_to = following
+        if following is not None:
+            following.linked_from = one
 
     def _add_items(self, slots: NDArray[np.int64]) -> None:
         if not len(slots):
@@ -334,12 +344,18 @@ class Table:
         self.removed_trajectories += 1
 
     def _unlink(self, stored: Stored) -> None:
-        last = stored.linked_from
-        if last is not None and last.ordinal in self._stored:
-            self._slots.link(int(last.slots[-1]), None)
-        stored.linked_from = None  # or removed ones would keep each other
+        """Let sequences that went on in this trajectory go on in the one after it: as they will after a restart."""
+        before, after = stored.linked_from, stored.linked_to
+        if before is not None:
+            self._join(before, after)
+        elif after is not None:
+            after.linked_from = None
+        stored.linked_from = stored.linked_to = None
         if self._newest_of.get(stored.actor_id) is stored:
-            del self._newest_of[stored.actor_id]
+            if before is not None:
+                self._newest_of[stored.actor_id] = before
+            else:
+                del self._newest_of[stored.actor_id]
 
     def _drop_items(self, slots: NDArray[np.int64]) -> None:
         if not len(slots):
@@ -375,6 +391,7 @@ class Table:
         self.priorities.highest = max(self.priorities.highest, highest)
         saved = np.flatnonzero(valid)
         default = np.concatenate((*(self._default_slots or ()), np.empty(0, np.int64)))
+        default = default[self._slots.generations[default] != 0]  # what was restored without items may be gone again
         self._prioritize(default, np.full(len(default), self.priorities.highest, np.float32))
         self._prioritize(saved, values[saved])
         self._default_slots = None
@@ -419,6 +436,17 @@ class Table:
         """Whether there are items, and often enough to be drawn."""
         return self.num_items > 0 and (not self.config.max_times_sampled or self._draws_left >= batch_size)
 
+    def can_match(self, wanted: StepFilter, batch_size: int) -> bool:
+        """Whether a filter leaves items, and often enough to be drawn; takes time in proportion to the capacity."""
+        allowed = self._allowed(wanted)
+        if allowed is None:
+            return self.can_draw(batch_size)
+        matching = np.flatnonzero(allowed & self._is_item)
+        if not self.config.max_times_sampled:
+            return len(matching) > 0
+        left = len(matching) * self.config.max_times_sampled - int(self._times_drawn[matching].sum())
+        return left >= batch_size
+
     def draw(self, spec: SampleSpec) -> Drawn:
         """Draw a batch that was checked and can be drawn.
 
@@ -428,9 +456,10 @@ class Table:
             Refusal: RATE_LIMITED, no item matches the filter.
         """
         size = self.num_items
-        draw = self._draw(spec.batch_size, self._allowed(spec.filter))
-        if not len(draw.slots):
-            raise Refusal(Reason.RATE_LIMITED, f"no item of table {self.config.name!r} matches the filter")
+        allowed = self._allowed(spec.filter)
+        if allowed is not None and not self.can_match(spec.filter, spec.batch_size):
+            raise Refusal(Reason.RATE_LIMITED, f"too few items of table {self.config.name!r} match the filter")
+        draw = self._draw(spec.batch_size, allowed)
         self.sampled_positions += spec.batch_size
         drawn = Drawn(
             walk=self._slots.walk(draw.slots, spec.reach),
@@ -458,15 +487,9 @@ class Table:
         draws: list[Draw] = []
         while number:
             draw = self._selector.draw(self._rng.random(number), allowed)
-            if not len(draw.slots):
-                break
             kept = self._count_draws(draw.slots)
             draws.append(Draw(draw.slots[kept], draw.probabilities[kept]))
             number -= len(draws[-1].slots)
-        if number:  # a filter has left too few
-            for draw in draws:
-                self._uncount_draws(draw.slots)
-            return Draw(np.empty(0, np.int64), np.empty(0))
         return Draw(np.concatenate([draw.slots for draw in draws]), np.concatenate([d.probabilities for d in draws]))
 
     def _count_draws(self, slots: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -481,13 +504,6 @@ class Table:
         self._is_item[used_up] = False
         self._draws_left -= int(kept.sum())
         return kept
-
-    def _uncount_draws(self, slots: NDArray[np.int64]) -> None:
-        np.subtract.at(self._times_drawn, slots, 1)
-        back = np.unique(slots[~self._is_item[slots]])
-        self._is_item[back] = True
-        self._selector.insert(back, self.priorities.values[back])
-        self._draws_left += len(slots)
 
     def _remove_used_up(self, slots: NDArray[np.int64]) -> None:
         used_up = np.unique(slots[~self._is_item[slots]])
@@ -513,13 +529,11 @@ class Table:
         return returns.astype(np.float32), after.astype(np.float32)
 
     def check_sample(self, spec: SampleSpec, max_bytes: int) -> None:
-        """Refuse a sample that cannot be answered, before anything is allocated.
+        """Refuse a sample that this table cannot answer, before anything is allocated.
 
         Raises:
-            Refusal: BAD_MESSAGE, WRONG_SIGNATURE for unknown columns, MESSAGE_TOO_LARGE.
+            Refusal: WRONG_SIGNATURE for unknown columns, MESSAGE_TOO_LARGE.
         """
-        for problem in _problems(spec):
-            raise Refusal(Reason.BAD_MESSAGE, problem)
         available = self.rings.row_bytes
         windows = [spec.window(name) for name in spec.windows]
         needed = [*(window.column for window in windows), *((spec.n_step.reward_column,) if spec.n_step else ())]
@@ -530,9 +544,10 @@ class Table:
                 )
         if spec.n_step is not None:
             self._check_reward(spec.n_step.reward_column)
-        size = spec.batch_size * sum(available[window.column] * window.length for window in windows)
-        # A sequence is walked as far as the windows reach, whatever they show of it.
-        size = max(size, spec.batch_size * spec.reach)
+        row = _BYTES_BESIDE_COLUMNS + sum(available[window.column] * window.length for window in windows)
+        # A sequence is walked as far as the windows reach, whatever they show of it; returns take several arrays.
+        walk = 8 * spec.reach + (32 * spec.n_step.steps if spec.n_step else 0)
+        size = spec.batch_size * max(row, walk)
         if size > max_bytes:
             raise Refusal(Reason.MESSAGE_TOO_LARGE, f"the batch would take {size} bytes, at most {max_bytes} are sent")
 
@@ -558,20 +573,3 @@ def _new_items(rule: SequenceRule, record: Record, first_step: int, before: int)
     if rule.period == 0:
         return range(1 if stop and not record.open and first_step == 0 else 0)
     return range(start + -(first_step + start) % rule.period, stop, rule.period)
-
-
-def _problems(spec: SampleSpec) -> Iterator[str]:
-    if spec.batch_size < 1:
-        yield f"batch_size is {spec.batch_size}, must be at least 1"
-    windows = [spec.window(name) for name in spec.windows]
-    if not windows or min(window.length for window in windows) < 1:
-        yield "a sample needs at least one column and windows of at least one step"
-    elif min(window.offset for window in windows) < 0:
-        yield "the offset of a window must not be negative"
-    if not 0 <= spec.importance_sampling_exponent < float("inf"):
-        yield f"importance_sampling_exponent is {spec.importance_sampling_exponent}, must be finite and not negative"
-    if not 0 <= spec.filter.max_age_seconds < float("inf"):
-        yield f"max_age_seconds is {spec.filter.max_age_seconds}, must be finite and not negative"
-    n_step = spec.n_step
-    if n_step is not None and (n_step.steps < 1 or not 0 <= n_step.discount <= 1):
-        yield f"n_step has {n_step.steps} steps and discount {n_step.discount}, needs at least 1 and 0 to 1"

@@ -20,7 +20,7 @@ class EpisodeEnd(Enum):
     """What sequences do where a trajectory ends.
 
     PAD: they are zero beyond the end. TRUNCATE: they stop short of it, a position is drawn only if a whole sequence
-    begins there. CONTINUE: they go on in the next trajectory that the same actor inserted.
+    begins there. CONTINUE: they go on in the next stored trajectory of the same actor.
     """
 
     PAD = "pad"

@@ -24,6 +24,10 @@ DTYPES = (
 """Element types that a column may have, by their NumPy names."""
 
 
+MAX_AXES = 16
+"""Of a step of a column."""
+
+
 @dataclass(frozen=True)
 class ColumnSpec:
     """What a column is.
@@ -36,8 +40,8 @@ class ColumnSpec:
         maximum: the largest value allowed; None for no bound.
 
     Raises:
-        ValueError: the dtype is none of DTYPES, the name is empty, an axis is not positive, or no value is within the
-            bounds.
+        ValueError: the dtype is none of DTYPES, the name is empty, there are more than MAX_AXES axes or one is not
+            positive, or no value is within the bounds.
     """
 
     name: str
@@ -51,6 +55,8 @@ class ColumnSpec:
             raise ValueError("a column needs a name")
         if self.dtype not in DTYPES:
             raise ValueError(f"column {self.name!r}: dtype {self.dtype!r} is none of {', '.join(DTYPES)}")
+        if len(self.shape) > MAX_AXES:
+            raise ValueError(f"column {self.name!r}: a step of {len(self.shape)} axes, at most {MAX_AXES} are taken")
         if any(length < 1 for length in self.shape):
             raise ValueError(f"column {self.name!r}: every axis of shape {self.shape} must be at least 1")
         for bound in (self.minimum, self.maximum):

@@ -93,7 +93,7 @@ class _EpisodeEndEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EpisodeEnd
     EPISODE_END_TRUNCATE: _EpisodeEnd.ValueType  # 2
     """They stop short of it: a position is drawn only if a whole sequence of SequenceRule.length begins there."""
     EPISODE_END_CONTINUE: _EpisodeEnd.ValueType  # 3
-    """They go on in the next trajectory that the same actor inserted, if there is one."""
+    """They go on in the next stored trajectory of the same actor, if there is one."""
 
 class EpisodeEnd(_EpisodeEnd, metaclass=_EpisodeEndEnumTypeWrapper):
     """What sequences do where a trajectory ends."""
@@ -105,7 +105,7 @@ EPISODE_END_PAD: EpisodeEnd.ValueType  # 1
 EPISODE_END_TRUNCATE: EpisodeEnd.ValueType  # 2
 """They stop short of it: a position is drawn only if a whole sequence of SequenceRule.length begins there."""
 EPISODE_END_CONTINUE: EpisodeEnd.ValueType  # 3
-"""They go on in the next trajectory that the same actor inserted, if there is one."""
+"""They go on in the next stored trajectory of the same actor, if there is one."""
 Global___EpisodeEnd: _TypeAlias = EpisodeEnd  # noqa: Y015
 
 @_typing.final
