@@ -160,17 +160,18 @@ class Sampler:
             if not all(share.served.can_draw(share.rows) for share in shares):
                 _give_back(shares)  # something was deleted since
                 continue
+            wanted = order.form.spec.filter
+            lacking = next((share for share in shares if not share.served.table.can_match(wanted, share.rows)), None)
+            if lacking is not None:
+                _give_back(shares)
+                await lacking.served.grown(deadline, self._in_flight)
+                continue
             try:
                 call.bytes.take(Direction.ANSWERS, order.form.answer_bytes)
             except Refusal:
                 _give_back(shares)
                 raise
-            drawn = _draw_all(shares, order.form.spec)
-            if not isinstance(drawn, _Unmatched):
-                return drawn
-            call.bytes.count(Direction.ANSWERS, -order.form.answer_bytes)
-            if not await drawn.served.grown(deadline, self._in_flight):
-                raise drawn.refusal
+            return [share.served.draw(replace(order.form.spec, batch_size=share.rows)) for share in shares]
 
     async def _pass(self, shares: Sequence[_Share], deadline: float) -> None:
         """Pass the rate limiters, by name: so that calls which wait for several never wait for each other."""
@@ -193,30 +194,9 @@ async def _send(call: Call, answers: "asyncio.Queue[bytes | None]") -> None:
         before = len(answer)
 
 
-class _Unmatched(NamedTuple):
-    """A table in which nothing matches the filter."""
-
-    served: ServedTable
-    refusal: Refusal
-
-
 def _give_back(shares: Sequence[_Share]) -> None:
     for share in shares:
         share.served.give_back_sample(share.rows)
-
-
-def _draw_all(shares: Sequence[_Share], spec: SampleSpec) -> list[Drawn] | _Unmatched:
-    """Draw from every table what was allowed, or from none as far as the rate limiters are concerned."""
-    drawn: list[Drawn] = []
-    for i, share in enumerate(shares):
-        try:
-            drawn.append(share.served.draw(replace(spec, batch_size=share.rows)))
-        except Refusal as refusal:
-            _give_back(shares[i + 1 :])
-            for earlier in shares[:i]:
-                earlier.served.limiter.sample(-earlier.rows)
-            return _Unmatched(share.served, refusal)
-    return drawn
 
 
 def _rows(shares: Sequence[TableShare], batch_size: int, offset: float) -> list[int]:

@@ -174,35 +174,30 @@ class ServedTable:
         return self._closed is None and self.table.can_draw(batch_size)
 
     def draw(self, spec: SampleSpec) -> Drawn:
-        """Draw a batch that was allowed.
-
-        Raises:
-            Refusal: RATE_LIMITED, nothing matches the filter; the batch is given back.
-        """
+        """Draw a batch that was allowed and can be drawn."""
         self._count_removed("evicted")
-        try:
-            drawn = self.table.draw(spec)
-        except Refusal:
-            self.give_back_sample(spec.batch_size)
-            raise
+        drawn = self.table.draw(spec)
         self._promised -= spec.batch_size
         self._count_removed("used_up")
         self._metrics.sampled_positions.inc(spec.batch_size)
         self._inserts.advance()
         return drawn
 
-    async def grown(self, deadline: float, in_flight: InFlight) -> bool:
-        """Wait until something is stored; False if nothing was until the deadline."""
+    async def grown(self, deadline: float, in_flight: InFlight) -> None:
+        """Wait until something is stored that a filter may match.
+
+        Raises:
+            Refusal: RATE_LIMITED, nothing was until the deadline; TOO_BUSY.
+        """
         started = time.monotonic()
         with in_flight.waiting():
             try:
                 async with asyncio.timeout(deadline - started):
                     await self._grown.wait()
             except TimeoutError:
-                return False
+                raise Refusal(Reason.RATE_LIMITED, f"table {self.name!r}: too few items match the filter") from None
             finally:
                 self._metrics.sample_wait(time.monotonic() - started)
-        return True
 
     async def _wait(
         self,

@@ -3,10 +3,14 @@
 from collections import Counter
 from collections.abc import Callable
 
+import grpc
 import numpy as np
 import pytest
 
-from replay_server.client import ReplayClient, ReplayError, ReplayTimeout
+from replay_server.answers import ReplayError, ReplayTimeout
+from replay_server.client import ReplayClient
+from replay_server.server import BoundAddresses
+from tests.replay_server.messages import SERVICE
 from tests.replay_server.played import SIGNATURE, played
 from zero.tables import Durability, EpisodeEnd, SequenceRule, TableConfig
 from zero.trajectories import (
@@ -20,6 +24,7 @@ from zero.trajectories import (
     Trajectory,
     Window,
 )
+from zero.wire import codec, frames
 
 MakeTable = Callable[..., TableConfig]
 
@@ -182,7 +187,9 @@ def test_tables_that_differ_cannot_be_mixed(client: ReplayClient, make_table: Ma
     assert caught.value.reason == "WRONG_SIGNATURE"
 
 
-def test_a_filter_leaves_only_what_matches(client: ReplayClient, make_table: MakeTable) -> None:
+def test_a_filter_leaves_only_what_matches(
+    addresses: BoundAddresses, client: ReplayClient, make_table: MakeTable
+) -> None:
     """By version; where nothing matches the call waits for what does, until its deadline."""
     config = make_table()
     for version in (1, 5):
@@ -192,6 +199,33 @@ def test_a_filter_leaves_only_what_matches(client: ReplayClient, make_table: Mak
     np.testing.assert_allclose(batch.probabilities, 0.25)
     with pytest.raises(ReplayTimeout):
         client.sample(config.name, 1, {"action": 1}, filter=StepFilter(min_weights_version=6), timeout=0.5)
+    request = codec.encode_sample_request(
+        config.name, SampleSpec(3, {"action": 1}, filter=StepFilter(min_weights_version=6)), None
+    )
+    with grpc.insecure_channel(addresses.address) as channel:
+        held = channel.unary_unary(SERVICE + "Sample").future(request.SerializeToString(), timeout=30)
+        client.insert(config.name, [played(15, 4, weights_version=2)])
+        client.insert(config.name, [played(16, 4, weights_version=6)])
+        batch = frames.decode_sample_response(held.result())
+    assert batch.weights_versions.tolist() == [6, 6, 6]
+    limiter = client.server_info().tables[config.name].rate_limiter
+    assert limiter.sampled == 53, "what was given back does not count"
+
+
+def test_a_mix_with_a_filter_draws_from_all_tables_or_none(client: ReplayClient, make_table: MakeTable) -> None:
+    """Of one that hands items out once, none is lost while another has nothing that matches."""
+    queue = make_table(selector="fifo", max_times_sampled=1)
+    other = make_table()
+    client.insert(queue.name, [played(5, 4)])
+    client.insert(other.name, [played(1, 4)])
+    shares = [TableShare(queue.name, 0.5), TableShare(other.name, 0.5)]
+    spec = SampleSpec(8, {"action": 1}, filter=StepFilter(min_weights_version=5))
+    with pytest.raises(ReplayTimeout):
+        client.sample_mix(shares, spec, timeout=0.5)
+    assert client.server_info().tables[queue.name].num_items == 4
+    client.insert(other.name, [played(6, 4)])
+    assert set(client.sample_mix(shares, spec).weights_versions.tolist()) == {5, 6}
+    assert client.server_info().tables[queue.name].num_items == 0
 
 
 def test_items_are_drawn_as_often_as_allowed_and_no_more(client: ReplayClient, make_table: MakeTable) -> None:

@@ -27,7 +27,7 @@ from tests.replay_server.messages import (
 )
 from tests.replay_server.played import played, table_config
 from zero.tables import Durability, RateLimiterConfig, TableConfig
-from zero.trajectories import ColumnSpec, PriorityUpdates, Trajectory
+from zero.trajectories import ColumnSpec, PriorityUpdates, Trajectory, TrajectoryFilter
 from zero.wire import codec, frames, replay_pb2
 
 MakeTable = Callable[..., TableConfig]
@@ -372,6 +372,28 @@ def test_an_insert_into_several_tables_is_all_or_nothing(
     assert converse(channel, "InsertStream", [bad])[0].refused.reason == "BAD_LENGTH"
     assert numbers() == [4, 4, 5]
     assert converse(channel, "InsertStream", [conflict])[0].inserted.stored == 1
+
+
+@pytest.mark.parametrize("durability", [Durability.MEMORY, Durability.REDIS])
+def test_what_another_call_brought_during_the_wait_is_not_stored_again(
+    channel: grpc.Channel, client: ReplayClient, make_table: MakeTable, durability: Durability
+) -> None:
+    """Of two held inserts of one trajectory one stores it; the other finds it known and gives back its place."""
+    config = make_table(durability=durability, rate_limiter=RateLimiterConfig(queue_size=10))
+    client.insert(config.name, [played(0, 10)])
+    streams = [Conversation(channel, "InsertStream") for _ in range(2)]
+    for stream in streams:
+        stream.send(streamed_insert(config.name, played(1, 5)))
+    until(lambda: client.server_info().tables[config.name].rate_limiter.waiting_inserts == 2)
+    client.delete_trajectories(config.name, TrajectoryFilter(trajectory_ids=("t0",)))
+    answers = [stream.answer().inserted for stream in streams]
+    assert sorted((answer.stored, answer.duplicates) for answer in answers) == [(0, 1), (1, 0)]
+    assert client.insert(config.name, [played(2, 5)], timeout=10).stored == 1
+    info = client.server_info().tables[config.name]
+    assert info.num_items == info.rate_limiter.inserted == 10, "of 20 the first 10 reached the minimum"
+    assert "the queue is full: 10 items and 0 under way" in info.insert_blocked_because
+    for stream in streams:
+        stream.end()
 
 
 def test_one_held_table_holds_an_insert_into_several(client: ReplayClient, make_table: MakeTable) -> None:
