@@ -16,7 +16,6 @@ from zero.trajectories import (
     NStep,
     PriorityUpdates,
     SampleSpec,
-    SequenceBatch,
     Signature,
     StatRange,
     StepFilter,
@@ -31,9 +30,7 @@ MAX_ID_CHARACTERS = 64
 """The longest trajectory id."""
 
 _UINT64 = np.dtype("<u8")
-_FLOAT64 = np.dtype("<f8")
 _FLOAT32 = np.dtype("<f4")
-_INT32 = np.dtype("<i4")
 _WIRE_DTYPES = {name: np.dtype(name).newbyteorder("<") for name in DTYPES}
 _RAW = trajectory_pb2.ENCODING_RAW
 
@@ -463,46 +460,6 @@ def _vector(data: bytes, dtype: np.dtype[np.generic], name: str) -> NDArray[np.g
     if len(data) % dtype.itemsize:
         raise CodecError(Reason.BAD_DATA, f"{name} has {len(data)} bytes, not a multiple of {dtype.itemsize}")
     return np.frombuffer(data, dtype)
-
-
-# --- batches ---------------------------------------------------------------------------------------------------------
-
-
-def encode_sequence_batch(batch: SequenceBatch) -> replay_pb2.SampleResponse:
-    """Pack a batch."""
-    return replay_pb2.SampleResponse(
-        columns=[encode_column(name, array) for name, array in batch.columns.items()],
-        keys=batch.keys.astype(_UINT64, copy=False).tobytes(),
-        probabilities=batch.probabilities.astype(_FLOAT64, copy=False).tobytes(),
-        lengths=batch.lengths.astype(_INT32, copy=False).tobytes(),
-        weights_versions=batch.weights_versions.astype(_UINT64, copy=False).tobytes(),
-        table_size=batch.table_size,
-        terminated=batch.terminated.tobytes(),
-    )
-
-
-def decode_sequence_batch(message: replay_pb2.SampleResponse) -> SequenceBatch:
-    """Unpack a batch; the arrays are read-only views of the message's bytes where the byte order allows.
-
-    Raises:
-        CodecError: WRONG_SIGNATURE or BAD_DATA, the message is no batch.
-    """
-    columns: dict[str, NDArray[np.generic]] = {}
-    for column in message.columns:
-        shape = tuple(column.shape)
-        if column.dtype not in _WIRE_DTYPES or not shape or min(shape) < 1:
-            raise CodecError(Reason.WRONG_SIGNATURE, f"column {column.name!r} is {column.dtype!r} {shape}")
-        spec = ColumnSpec(column.name, column.dtype, shape[1:])
-        columns[column.name] = array_of(unpack_column(column, spec, shape[0]), spec, shape[0])
-    return SequenceBatch(
-        columns=columns,
-        keys=_vector(message.keys, _UINT64, "keys").astype(np.uint64, copy=False),
-        probabilities=_vector(message.probabilities, _FLOAT64, "probabilities").astype(np.float64, copy=False),
-        lengths=_vector(message.lengths, _INT32, "lengths").astype(np.int32, copy=False),
-        weights_versions=_vector(message.weights_versions, _UINT64, "weights_versions").astype(np.uint64, copy=False),
-        terminated=np.frombuffer(message.terminated, np.bool_),
-        table_size=message.table_size,
-    )
 
 
 # --- requests --------------------------------------------------------------------------------------------------------

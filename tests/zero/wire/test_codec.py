@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from zero.tables import Durability, RateLimiterConfig, TableConfig
-from zero.trajectories import DTYPES, ColumnSpec, PriorityUpdates, SequenceBatch, Trajectory
+from zero.trajectories import DTYPES, ColumnSpec, PriorityUpdates, Trajectory
 from zero.wire import codec, replay_pb2, trajectory_pb2
 from zero.wire.codec import CodecError, Reason
 
@@ -43,7 +43,9 @@ def small_trajectory() -> Trajectory:
 
 
 def assert_same(one: Trajectory, other: Trajectory) -> None:
-    assert replace(one, columns={}, stats=dict(one.stats)) == replace(other, columns={}, stats=dict(other.stats))
+    bare = [replace(item, columns={}, stats=dict(item.stats), priorities=None) for item in (one, other)]
+    assert bare[0] == bare[1]
+    np.testing.assert_array_equal(one.priorities, other.priorities)
     assert list(one.columns) == list(other.columns)
     for name, array in one.columns.items():
         assert array.dtype == other.columns[name].dtype
@@ -64,7 +66,16 @@ def trajectories(draw: st.DrawFn) -> tuple[Trajectory, tuple[ColumnSpec, ...]]:
         dtype = np.dtype(spec.dtype)
         finite = {"allow_nan": False, "allow_infinity": False} if dtype.kind == "f" else None
         columns[spec.name] = draw(hnp.arrays(dtype, (num_steps, *spec.shape), elements=finite))
-    return replace(small_trajectory(), columns=columns), specs
+    finite_priorities = hnp.arrays(np.float32, num_steps, elements=st.floats(0, 1e30, width=32))
+    is_open = draw(st.booleans())
+    return replace(
+        small_trajectory(),
+        columns=columns,
+        first_step=draw(st.integers(0, 2**64 - 1)),
+        open=is_open,
+        terminated=not is_open,
+        priorities=draw(st.none() | finite_priorities),
+    ), specs
 
 
 @settings(deadline=None)
@@ -188,6 +199,14 @@ BAD_TRAJECTORIES: dict[str, tuple[Callable[[trajectory_pb2.Trajectory], object],
     "infinity": (set_data("reward", np.array([0, -np.inf], "<f4").tobytes()), Reason.NOT_FINITE),
     "bool of two": (set_data("legal", b"\0\1\2\1"), Reason.BAD_DATA),
     "stat NaN": (lambda m: m.stats.update({"score": float("nan")}), Reason.NOT_FINITE),
+    "open and terminated": (lambda m: setattr(m, "open", True), Reason.BAD_MESSAGE),
+    "priorities of another length": (lambda m: setattr(m, "priorities", bytes(4)), Reason.BAD_DATA),
+    "half a priority": (lambda m: setattr(m, "priorities", bytes(7)), Reason.BAD_DATA),
+    "negative priority": (
+        lambda m: setattr(m, "priorities", np.array([1, -1], "<f4").tobytes()),
+        Reason.BAD_PRIORITY,
+    ),
+    "priority NaN": (lambda m: setattr(m, "priorities", np.array([1, np.nan], "<f4").tobytes()), Reason.NOT_FINITE),
     "stat infinite": (lambda m: m.stats.update({"score": float("inf")}), Reason.NOT_FINITE),
 }
 
@@ -239,7 +258,6 @@ def test_random_bytes_are_refused_in_an_orderly_way(data: bytes) -> None:
         (trajectory_pb2.Trajectory, lambda m: codec.decode_trajectory(m, SIGNATURE, max_steps=100)),
         (replay_pb2.TableConfig, codec.decode_table_config),
         (replay_pb2.PriorityUpdates, codec.decode_priority_updates),
-        (replay_pb2.SampleResponse, codec.decode_sequence_batch),
     ):
         with contextlib.suppress(CodecError, DecodeError):
             decode(kind.FromString(data))
@@ -321,25 +339,3 @@ def test_priority_updates_survive_the_wire_and_are_checked() -> None:
         with pytest.raises(CodecError) as caught:
             codec.decode_priority_updates(replay_pb2.PriorityUpdates(keys=key_bytes, priorities=priority_bytes))
         assert caught.value.reason is reason
-
-
-def test_a_batch_survives_the_wire() -> None:
-    """Columns, keys, probabilities, lengths and versions come out with their dtypes."""
-    batch = SequenceBatch(
-        columns={"reward": np.ones((2, 3), np.float16), "observation": np.arange(12, dtype=np.uint8).reshape(2, 1, 6)},
-        keys=np.array([1, 2**40], np.uint64),
-        probabilities=np.array([0.25, 0.5]),
-        lengths=np.array([3, 1], np.int32),
-        weights_versions=np.array([7, 2**60], np.uint64),
-        terminated=np.array([True, False]),
-        table_size=99,
-    )
-    data = codec.encode_sequence_batch(batch).SerializeToString()
-    decoded = codec.decode_sequence_batch(replay_pb2.SampleResponse.FromString(data))
-    assert decoded.table_size == 99
-    for field in ("keys", "probabilities", "lengths", "weights_versions", "terminated"):
-        assert getattr(decoded, field).dtype == getattr(batch, field).dtype
-        np.testing.assert_array_equal(getattr(decoded, field), getattr(batch, field))
-    for name, array in batch.columns.items():
-        assert decoded.columns[name].dtype == array.dtype
-        np.testing.assert_array_equal(decoded.columns[name], array)
