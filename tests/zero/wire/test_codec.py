@@ -66,7 +66,7 @@ def trajectories(draw: st.DrawFn) -> tuple[Trajectory, tuple[ColumnSpec, ...]]:
         dtype = np.dtype(spec.dtype)
         finite = {"allow_nan": False, "allow_infinity": False} if dtype.kind == "f" else None
         columns[spec.name] = draw(hnp.arrays(dtype, (num_steps, *spec.shape), elements=finite))
-    finite_priorities = hnp.arrays(np.float32, num_steps, elements=st.floats(0, 1e30, width=32))
+    finite_priorities = hnp.arrays(np.float32, num_steps, elements=st.floats(0, 2.0**100, width=32))
     is_open = draw(st.booleans())
     return replace(
         small_trajectory(),
