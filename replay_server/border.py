@@ -23,6 +23,7 @@ _DEFAULT_HOLD_SECONDS = 20.0
 _LONGEST_LINE = 500
 _SMALL_BYTES = 64 << 10  # a request of at most so many bytes is counted, but never refused for being too much
 _ARRIVAL_SECONDS = 60.0
+_PATIENCE_SECONDS = 1.0  # for room in which a message of unknown size would fit; most are small and gone at once
 _FAREWELL_SECONDS = 5.0
 
 Context = grpc.aio.ServicerContext[bytes, bytes]
@@ -72,7 +73,6 @@ class Call:
                 return await self.read()
         except TimeoutError:
             raise Refusal(Reason.BAD_MESSAGE, f"no message has arrived for {_ARRIVAL_SECONDS:g} s") from None
-
 
     async def write(self, message: bytes) -> None:
         """Answer on a stream; waits until gRPC takes it."""
@@ -175,17 +175,19 @@ class Border:
         Raises:
             Refusal: BAD_MESSAGE if none comes, MESSAGE_TOO_LARGE, TOO_BUSY.
         """
-        expected = self._expected(call.context) if is_large else 0
-        call.bytes.take(Direction.REQUESTS, expected)
+        expected = 0
+        if is_large:
+            expected = self._expected(call.context)
+            await call.bytes.take_when_they_fit(Direction.REQUESTS, expected, _PATIENCE_SECONDS)
         data = await call.read_soon()
         if data is None:
             raise Refusal(Reason.BAD_MESSAGE, "the call has no message")
         self.check_size(len(data))
-        call.bytes.count(Direction.REQUESTS, -expected)
-        if is_large or len(data) > _SMALL_BYTES:
-            call.bytes.take(Direction.REQUESTS, len(data))
+        more = len(data) - expected
+        if more > _SMALL_BYTES:
+            call.bytes.take(Direction.REQUESTS, more)
         else:
-            call.bytes.count(Direction.REQUESTS, len(data))
+            call.bytes.count(Direction.REQUESTS, more)
         return data
 
     def _expected(self, context: Context) -> int:

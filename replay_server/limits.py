@@ -1,12 +1,12 @@
 """What a server takes at once: sizes, and the bytes and waiting calls in flight, beyond which calls are refused."""
 
-import asyncio
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 
 from replay_server.errors import Refusal, ReplayServerError
+from replay_server.rate_limiter import WaitingLine
 from zero.wire.codec import Reason
 
 _SHARE = 0.75  # of the bytes in flight for either direction, so that none can shut out the other
@@ -21,7 +21,7 @@ class Limits:
         table_bytes: the most memory that the preallocated columns of a table may take.
         weights_bytes: the largest weights.
         in_flight_bytes: the most bytes of requests being handled and answers being sent.
-        waiting_calls: the most calls held by rate limiters.
+        waiting_calls: the most calls held by rate limiters, or until there is room for their bytes.
 
     Raises:
         ReplayServerError: limits that shut out single messages.
@@ -60,8 +60,18 @@ class InFlight:
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._bytes = dict.fromkeys(Direction, 0)
+        self._lines = {direction: self._line(direction) for direction in Direction}
         self._waiting = 0
-        self._released = asyncio.Event()
+
+    def _line(self, direction: Direction) -> WaitingLine:
+        def may_pass(num_bytes: int) -> bool:
+            most = self.max_bytes * _SHARE
+            return self._bytes[direction] + num_bytes <= most and self.num_bytes + num_bytes <= self.max_bytes
+
+        def pass_through(num_bytes: int) -> None:
+            self._bytes[direction] += num_bytes
+
+        return WaitingLine(may_pass, pass_through)
 
     @property
     def max_bytes(self) -> int:
@@ -82,55 +92,45 @@ class InFlight:
         """In flight now, by the name of the direction."""
         return [(direction.value, num_bytes) for direction, num_bytes in self._bytes.items()]
 
-    @property
-    def waiting_calls(self) -> int:
-        """Held by rate limiters now."""
-        return self._waiting
-
     def take(self, direction: Direction, num_bytes: int) -> None:
         """Count bytes.
 
         Raises:
             Refusal: TOO_BUSY, nothing was counted.
         """
-        if not self._fits(direction, num_bytes):
-            raise Refusal(
-                Reason.TOO_BUSY,
-                f"{self.num_bytes} bytes are in flight, {self._bytes[direction]} of them {direction.value}; at most "
-                f"{self.max_bytes} are allowed, three quarters of them {direction.value}; try again",
-            )
-        self._bytes[direction] += num_bytes
+        if not self._lines[direction].try_pass(num_bytes):
+            raise self._too_busy(direction)
 
     async def take_when_they_fit(self, direction: Direction, num_bytes: int, seconds: float) -> None:
-        """Count bytes as soon as that is allowed.
+        """Count bytes as soon as that is allowed, first come, first served.
 
         Raises:
-            Refusal: TOO_BUSY, it was not within some seconds.
+            Refusal: TOO_BUSY, it was not within some seconds, or too many calls wait.
         """
-        try:
-            async with asyncio.timeout(seconds):
-                while not self._fits(direction, num_bytes):
-                    await self._released.wait()
-        except TimeoutError:
-            pass
-        self.take(direction, num_bytes)
+        line = self._lines[direction]
+        if line.try_pass(num_bytes):
+            return
+        with self.waiting():
+            if not await line.wait(num_bytes, seconds, lambda amount: self.count(direction, -amount)):
+                raise self._too_busy(direction)
 
-    def _fits(self, direction: Direction, num_bytes: int) -> bool:
-        return (
-            self._bytes[direction] + num_bytes <= self.max_bytes * _SHARE
-            and self.num_bytes + num_bytes <= self.max_bytes
+    def _too_busy(self, direction: Direction) -> Refusal:
+        return Refusal(
+            Reason.TOO_BUSY,
+            f"{self.num_bytes} bytes are in flight, {self._bytes[direction]} of them {direction.value}; at most "
+            f"{self.max_bytes} are allowed, three quarters of them {direction.value}; try again",
         )
 
     def count(self, direction: Direction, num_bytes: int) -> None:
         """Count bytes, whatever the limit; fewer if negative."""
         self._bytes[direction] += num_bytes
         if num_bytes < 0:
-            self._released.set()
-            self._released = asyncio.Event()
+            for line in self._lines.values():
+                line.advance()
 
     @contextmanager
     def waiting(self) -> Generator[None]:
-        """A call is held by a rate limiter.
+        """A call is held: by a rate limiter, or until there is room for its bytes.
 
         Raises:
             Refusal: TOO_BUSY, so many are that it may not be.

@@ -32,7 +32,7 @@ SIGNATURE = (ColumnSpec("data", "uint8", (1000,)),)
 @pytest.fixture
 def small(settings: ReplayServerSettings) -> Iterator[BoundAddresses]:
     """A server with room for four messages of a MiB; table `held` takes no more inserts, table `free` does."""
-    settings = replace(settings, max_message_bytes=MIB, max_in_flight_bytes=4 * MIB, max_waiting_calls=5)
+    settings = replace(settings, max_message_bytes=MIB, max_in_flight_bytes=4 * MIB, max_waiting_calls=100)
     with ReplayServer(settings) as bound, ReplayClient(bound.address) as client:
         for name, size in (("free", 0), ("held", 1)):
             client.create_table(
@@ -153,6 +153,41 @@ def test_a_message_is_not_read_before_there_is_room_for_it(channel: grpc.Channel
         stop.set()
 
 
+def test_an_insert_waits_a_moment_for_room(channel: grpc.Channel, client: ReplayClient) -> None:
+    """Each may be as large as a message until it has come: with no room for that it is not turned away at once."""
+    stop = threading.Event()
+
+    def nothing() -> Iterator[bytes]:
+        stop.wait()
+        yield from ()
+
+    try:
+        silent = [channel.stream_unary(SERVICE + "Insert").future(nothing(), timeout=30) for _ in range(3)]
+        until(lambda: in_flight(client) == 3 * MIB)
+        waiting = begin(channel, "Insert", insert_bytes("free", filled(1, 1)))
+        silent[0].cancel()
+        assert waiting.result()
+        calls = [begin(channel, "Insert", insert_bytes("free", filled(number, 1))) for number in range(2, 50)]
+        assert [call.exception() for call in calls] == [None] * 48
+        for call in silent:
+            call.cancel()
+        until(lambda: in_flight(client) == 0)
+    finally:
+        stop.set()
+
+
+def test_small_calls_do_not_queue_behind_large_ones(channel: grpc.Channel, client: ReplayClient) -> None:
+    """While inserts wait for room, samples and questions are answered at once."""
+    held = [begin(channel, "Insert", large("held", number)) for number in (1, 2, 3)]
+    until(lambda: client.server_info().tables["held"].rate_limiter.waiting_inserts == 3)
+    waiting = begin(channel, "Insert", large("free", 4))
+    while not waiting.done():
+        assert begin(channel, "Sample", LARGE_SAMPLE).result()
+    assert_busy(waiting.exception())
+    for call in held:
+        call.cancel()
+
+
 def test_a_message_larger_than_announced_is_counted_as_it_is(channel: grpc.Channel, client: ReplayClient) -> None:
     """Understatement gains nothing."""
     held = [
@@ -198,20 +233,25 @@ def test_answers_that_nobody_reads_shut_out_no_insert(settings: ReplayServerSett
             stop.set()
 
 
-def test_so_many_calls_wait_and_no_more(channel: grpc.Channel, client: ReplayClient) -> None:
+def test_so_many_calls_wait_and_no_more(settings: ReplayServerSettings) -> None:
     """The sixth of five is told to come back; when one goes, there is room for another."""
-    limits = RateLimiterConfig(min_size_to_sample=10)
-    client.create_table(table_config("empty", rate_limiter=limits))
-    waiting = [begin(channel, "Sample", sample_bytes("empty")) for _ in range(5)]
-    until(lambda: client.server_info().tables["empty"].rate_limiter.waiting_samples == 5)
-    assert_busy(begin(channel, "Sample", sample_bytes("empty")).exception())
-    waiting[0].cancel()
-    until(lambda: client.server_info().tables["empty"].rate_limiter.waiting_samples == 4)
-    waiting[0] = begin(channel, "Sample", sample_bytes("empty"))
-    until(lambda: client.server_info().tables["empty"].rate_limiter.waiting_samples == 5)
-    client.insert("empty", [played(1, 10)])
-    for call in waiting:
-        assert call.result()
+    with (
+        ReplayServer(replace(settings, max_waiting_calls=5)) as bound,
+        ReplayClient(bound.address) as client,
+        grpc.insecure_channel(bound.address) as channel,
+    ):
+        limits = RateLimiterConfig(min_size_to_sample=10)
+        client.create_table(table_config("empty", rate_limiter=limits))
+        waiting = [begin(channel, "Sample", sample_bytes("empty")) for _ in range(5)]
+        until(lambda: client.server_info().tables["empty"].rate_limiter.waiting_samples == 5)
+        assert_busy(begin(channel, "Sample", sample_bytes("empty")).exception())
+        waiting[0].cancel()
+        until(lambda: client.server_info().tables["empty"].rate_limiter.waiting_samples == 4)
+        waiting[0] = begin(channel, "Sample", sample_bytes("empty"))
+        until(lambda: client.server_info().tables["empty"].rate_limiter.waiting_samples == 5)
+        client.insert("empty", [played(1, 10)])
+        for call in waiting:
+            assert call.result()
 
 
 def test_hundreds_of_calls_may_wait(settings: ReplayServerSettings) -> None:
