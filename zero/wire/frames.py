@@ -30,6 +30,7 @@ from zero.wire.wire_format import (
 )
 
 _WIRE_DTYPES = {name: np.dtype(name).newbyteorder("<") for name in DTYPES}
+_NATIVE_NAMES = {dtype: name for name, dtype in _WIRE_DTYPES.items() if dtype.isnative}
 _RAW = (trajectory_pb2.ENCODING_RAW, trajectory_pb2.ENCODING_UNSPECIFIED)
 _MOST_AXES = 32  # NumPy takes no more than 64
 
@@ -50,6 +51,9 @@ _END_OF_ZSTD = number(5, trajectory_pb2.ENCODING_ZSTD)
 
 def _array_bytes(name: str, array: NDArray[np.generic]) -> tuple[str, memoryview]:
     """The array's dtype by name, and its memory as little-endian bytes in C order; a copy only if it is not so."""
+    native = _NATIVE_NAMES.get(array.dtype)  # a dtype's own `name` is put together at every look
+    if native is not None and array.size and array.flags.c_contiguous:
+        return native, memoryview(array).cast("B")
     dtype = _WIRE_DTYPES.get(array.dtype.name)
     if dtype is None:
         raise CodecError(Reason.WRONG_SIGNATURE, f"column {name!r}: dtype {array.dtype.name} cannot be sent")
