@@ -77,6 +77,7 @@ class GroupCommit:
         self._waiting: deque[_Waiting] = deque()
         self._wake = asyncio.Event()
         self._closing = asyncio.Event()
+        self._writes: set[asyncio.Task[None]] = set()  # that callers wait for
 
     @property
     def down_because(self) -> str:
@@ -167,6 +168,14 @@ class GroupCommit:
             raise
 
     async def _write(self, write: Write) -> None:
+        """Write for a caller, who may go away meanwhile: the write comes to its end all the same."""
+        self._writer.check_up()
+        task = asyncio.create_task(self._write_now(write))
+        self._writes.add(task)
+        task.add_done_callback(self._writes.discard)
+        await asyncio.shield(task)
+
+    async def _write_now(self, write: Write) -> None:
         try:
             await self._writer.write(write)
         except Refusal:
@@ -239,7 +248,7 @@ class GroupCommit:
         return done
 
     async def run(self) -> None:
-        """Commit until closed; what waits then is committed first.
+        """Commit until closed; what waits then is committed first, and what is being written comes to its end.
 
         Raises:
             TakenOverError: nothing can be committed any more.
@@ -251,6 +260,8 @@ class GroupCommit:
                 await self._commit_batch()
             if self.down_because:
                 await self._writer.come_back(self._closing)
+        while self._writes:
+            await asyncio.wait(self._writes)
 
     async def _commit_batch(self) -> None:
         batch, commands = self._take_batch()
@@ -260,7 +271,7 @@ class GroupCommit:
         write = Write(commands, partial(_store_placed, tables), partial(_abandon_placed, tables), _must_flush(targets))
         started = time.perf_counter()
         try:
-            await self._write(write)
+            await self._write_now(write)
         except Refusal as refusal:
             for one in batch:
                 _fail(one.done, refusal)

@@ -88,6 +88,7 @@ def recover_table(
             gone = removed.intersection(entry.header.ordinals)
             book.add(entry.entry, len(entry.header.ordinals) - len(gone), gone)
         for chunks in _stored_chunks(config, group, removed):
+            _check_free(config, chunks, ordinals)
             _restore(table, chunks, ordinals)
         loaded(len(group))
     table.settle()
@@ -214,6 +215,16 @@ def _record_of(trajectory: trajectory_pb2.Trajectory, digest: bytes, num_steps: 
         tuple(sorted(trajectory.stats.items())),
         codec.unpack_priorities(trajectory, num_steps),
     )
+
+
+def _check_free(config: TableConfig, chunks: _Chunks, ordinals: NDArray[np.int64]) -> None:
+    """Refuse steps whose slots cannot be theirs: they would be stored over others."""
+    slots = chunks.slots
+    if int(slots.max()) >= len(ordinals) or (ordinals[slots] != -1).any():
+        raise LogError(
+            f"entries {chunks.entries[0]} to {chunks.entries[-1]} of the log of table {config.name!r} are damaged: "
+            "their steps have slots that do not exist or that hold others"
+        )
 
 
 def _restore(table: Table, chunks: _Chunks, ordinals: NDArray[np.int64]) -> None:

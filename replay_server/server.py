@@ -226,6 +226,7 @@ class _Parts:
         self._border = Border(self._metrics, self._in_flight)
         self._health = health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue] -- missing in the stubs
         self.tasks: list[asyncio.Task[None]] = []
+        self._ending = asyncio.Event()
 
     def _levels(self) -> Levels:
         return Levels(
@@ -329,8 +330,10 @@ class _Parts:
         )
 
     async def _save_priorities(self) -> None:
-        while True:
-            await asyncio.sleep(self._settings.priority_save_seconds)
+        while not self._ending.is_set():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._ending.wait(), self._settings.priority_save_seconds)
+                return
             if not self._commit.down_because:
                 with contextlib.suppress(Refusal):  # the commit has noted why
                     await self._commit.check()
@@ -350,9 +353,10 @@ class _Parts:
     async def _end_tasks(self) -> None:
         if not self.tasks:
             return
-        _, *others = self.tasks
+        _, _, *others = self.tasks
         for task in others:
             task.cancel()
+        self._ending.set()
         self._commit.close()
         await asyncio.wait(self.tasks)
         if not self._commit.down_because:
