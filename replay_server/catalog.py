@@ -3,10 +3,10 @@
 import asyncio
 import gc
 import logging
-from collections.abc import Generator, Mapping
+from collections.abc import Coroutine, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -33,6 +33,9 @@ from zero.wire.codec import Reason
 logger = logging.getLogger(__name__)
 
 _FIRST_ORDINALS = 1 << 30
+_MAX_COLUMNS = 256
+
+R = TypeVar("R")
 
 
 class RecoveryProgress(NamedTuple):
@@ -64,6 +67,7 @@ class Catalog:
         self._tables: dict[str, ServedTable] = {}
         self._saved: dict[str, Mapping[str, int]] = {}  # counters by table
         self._changing = asyncio.Lock()
+        self._changes: set[asyncio.Task[object]] = set()
         self._metrics: ServerMetrics | None = None
         self._recovery: RecoveryProgress | None = RecoveryProgress("", 0, 0)
         commit.keep(self._keep)
@@ -134,7 +138,12 @@ class Catalog:
     def _new_table(self, config: TableConfig) -> Table:
         # Nothing tells which keys an earlier table of that name gave out: begin with one that it hardly had.
         first = int(self._rng.integers(_FIRST_ORDINALS))
-        return Table(config, self._rng, logged=_is_logged(config), first_ordinal=first)
+        try:
+            return Table(config, self._rng, logged=_is_logged(config), first_ordinal=first)
+        except (ValueError, MemoryError) as error:
+            raise Refusal(
+                Reason.BAD_CONFIG, f"a table like that cannot be allocated here ({error}); make it smaller"
+            ) from None
 
     def _serve(
         self, table: Table, rate_limiter: RateLimiterConfig | None, counts: LimiterCounts | None = None
@@ -147,6 +156,26 @@ class Catalog:
 
     # --- changing ----------------------------------------------------------------------------------------------------
 
+    async def _change(self, change: Coroutine[Any, Any, R]) -> R:
+        """Make one change at a time, each to its end although the caller may go away meanwhile."""
+
+        async def change_alone() -> R:
+            try:
+                async with self._changing:
+                    return await change
+            finally:
+                change.close()
+
+        task = asyncio.create_task(change_alone())
+        self._changes.add(task)
+        task.add_done_callback(self._changes.discard)
+        return await asyncio.shield(task)
+
+    async def settled(self) -> None:
+        """Return when no change is under way."""
+        while self._changes:
+            await asyncio.wait(self._changes)
+
     async def create(self, config: TableConfig) -> bool:
         """Create a table, or confirm that it exists as given; whether it is new.
 
@@ -154,32 +183,35 @@ class Catalog:
             Refusal: TABLE_CONFLICT, BAD_CONFIG for an unknown strategy or one too large, NOT_DURABLE,
                 STORE_UNAVAILABLE.
         """
-        async with self._changing:
-            existing = self._tables.get(config.name)
-            if existing is not None:
-                _check_same(existing.table.config, config)
-                return False
-            self._check_new(config)
-            await self._commit.write(self._log.new_table_commands(config))
-            served = self._serve(self._new_table(config), None)
-            if served.logged:
-                self._commit.add_table(new_log(self._log, served))
-            size = memory_of(config) / 2**20
-            logger.info(
-                "created table %s with capacity %d steps, which take %.0f MiB", config.name, config.capacity, size
-            )
-            return True
+        return await self._change(self._create(config))
+
+    async def _create(self, config: TableConfig) -> bool:
+        existing = self._tables.get(config.name)
+        if existing is not None:
+            _check_same(existing.table.config, config)
+            return False
+        self._check_new(config)
+        table = self._new_table(config)
+        await self._commit.write(self._log.new_table_commands(config))
+        served = self._serve(table, None)
+        if served.logged:
+            self._commit.add_table(new_log(self._log, served))
+        size = memory_of(config) / 2**20
+        logger.info("created table %s with capacity %d steps, which take %.0f MiB", config.name, config.capacity, size)
+        return True
 
     def _check_new(self, config: TableConfig) -> None:
         problem = _unknown_strategy(config)
         if problem:
             raise Refusal(Reason.BAD_CONFIG, problem)
-        size = memory_of(config)
-        if size > self._limits.table_bytes:
+        if len(config.signature) > _MAX_COLUMNS:
+            raise Refusal(Reason.BAD_CONFIG, f"{len(config.signature)} columns; at most {_MAX_COLUMNS} are allowed")
+        size, taken = memory_of(config), sum(served.table.memory_bytes for served in self.tables())
+        if size + taken > self._limits.table_bytes:
             raise Refusal(
                 Reason.BAD_CONFIG,
-                f"capacity {config.capacity} takes {size / 2**30:.1f} GiB; at most "
-                f"{self._limits.table_bytes / 2**30:.1f} GiB are allowed here",
+                f"capacity {config.capacity} takes {size / 2**30:.1f} GiB, all other tables take {taken / 2**30:.1f} "
+                f"GiB; together at most {self._limits.table_bytes / 2**30:.1f} GiB are allowed here",
             )
         if config.durability is Durability.FSYNC and not self._commit.gives_fsync:
             raise Refusal(
@@ -194,14 +226,16 @@ class Catalog:
         Raises:
             Refusal: UNKNOWN_TABLE, BAD_CONFIG, STORE_UNAVAILABLE.
         """
-        async with self._changing:
-            served = self.find(name)
-            try:
-                served.table.config.check_limits(config)
-            except ValueError as error:
-                raise Refusal(Reason.BAD_CONFIG, str(error)) from None
-            await self._commit.write([self._log.rate_limiter_command(name, config)])
-            served.set_rate_limiter(config)
+        await self._change(self._set_rate_limiter(name, config))
+
+    async def _set_rate_limiter(self, name: str, config: RateLimiterConfig) -> None:
+        served = self.find(name)
+        try:
+            served.table.config.check_limits(config)
+        except ValueError as error:
+            raise Refusal(Reason.BAD_CONFIG, str(error)) from None
+        await self._commit.write([self._log.rate_limiter_command(name, config)])
+        served.set_rate_limiter(config)
 
     async def reset(self, name: str) -> int:
         """Empty a table and forget all that it remembers; returns how many trajectories it held.
@@ -209,22 +243,24 @@ class Catalog:
         Raises:
             Refusal: UNKNOWN_TABLE, STORE_UNAVAILABLE; if it is empty then, it stays so.
         """
-        async with self._changing:
-            old = self.find(name)
-            deleted = 0
+        return await self._change(self._reset(name))
 
-            def act() -> None:
-                nonlocal deleted
-                deleted = old.table.num_trajectories
-                old.close(Refusal(Reason.STORE_UNAVAILABLE, f"table {name!r} was reset meanwhile; try again"))
-                config = old.table.config
-                table = Table(config, self._rng, logged=old.logged, first_ordinal=old.table.next_ordinal)
-                new = self._serve(table, old.limiter.config)
-                if new.logged:
-                    self._commit.restart_table(old, new)
+    async def _reset(self, name: str) -> int:
+        old = self.find(name)
+        table = self._new_table(old.table.config)
+        deleted = 0
 
-            await self._commit.exclusively(act)
-            return deleted
+        def act() -> None:
+            nonlocal deleted
+            deleted = old.table.num_trajectories
+            old.close(Refusal(Reason.STORE_UNAVAILABLE, f"table {name!r} was reset meanwhile; try again"))
+            table.next_ordinal = old.table.next_ordinal
+            new = self._serve(table, old.limiter.config)
+            if new.logged:
+                self._commit.restart_table(old, new)
+
+        await self._commit.exclusively(act)
+        return deleted
 
     async def delete(self, name: str) -> None:
         """Delete a table.
@@ -232,18 +268,20 @@ class Catalog:
         Raises:
             Refusal: UNKNOWN_TABLE, STORE_UNAVAILABLE; if it is unknown then, it stays so.
         """
-        async with self._changing:
-            old = self.find(name)
+        await self._change(self._delete(name))
 
-            def act() -> None:
-                old.close(Refusal(Reason.UNKNOWN_TABLE, f"table {name!r} was deleted"))
-                del self._tables[name]
-                self._saved.pop(name, None)
-                self._commit.drop_table(old)
-                assert self._metrics is not None
-                self._metrics.forget_table(name)
+    async def _delete(self, name: str) -> None:
+        old = self.find(name)
 
-            await self._commit.exclusively(act)
+        def act() -> None:
+            old.close(Refusal(Reason.UNKNOWN_TABLE, f"table {name!r} was deleted"))
+            del self._tables[name]
+            self._saved.pop(name, None)
+            self._commit.drop_table(old)
+            assert self._metrics is not None
+            self._metrics.forget_table(name)
+
+        await self._commit.exclusively(act)
 
     # --- keeping -----------------------------------------------------------------------------------------------------
 

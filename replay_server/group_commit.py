@@ -214,8 +214,11 @@ class GroupCommit:
         self._refuse_waiting_for(old, Refusal(Reason.UNKNOWN_TABLE, f"table {name!r} was deleted"))
 
     def _refuse_waiting_for(self, target: LoggedTable, refusal: Refusal) -> None:
-        refused = [one for one in self._waiting if any(part.target is target for part in one.parts)]
-        self._waiting = deque(one for one in self._waiting if one not in refused)
+        waiting, self._waiting = self._waiting, deque()
+        refused: list[_Waiting] = []
+        for one in waiting:
+            is_hit = any(part.target is target for part in one.parts)
+            (refused if is_hit else self._waiting).append(one)
         _refuse(refused, refusal)
 
     # --- inserts -----------------------------------------------------------------------------------------------------
@@ -289,13 +292,19 @@ class GroupCommit:
         while self._waiting:
             one = self._waiting[0]
             size += sum(len(part.block.message) for part in one.parts)
+            try:
+                tables = [self._log_of(part.target) for part in one.parts]
+            except Refusal as refusal:
+                _refuse([self._waiting.popleft()], refusal)
+                continue
             if batch and (one.act is not None or size > _BATCH_BYTES or not all(map(_can_place, one.parts))):
                 break
             batch.append(self._waiting.popleft())
             if one.act is not None:
                 one.act()
                 break
-            commands += [command for target, block in one.parts for command in self._log_of(target).place(block)]
+            for table, part in zip(tables, one.parts, strict=True):
+                commands += table.place(part.block)
         return batch, commands
 
     def _log_of(self, target: LoggedTable) -> TableLog:

@@ -1,5 +1,6 @@
 """What the log of a table still holds, entry by entry, and what Redis has not yet been told of it."""
 
+from collections import OrderedDict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
@@ -50,7 +51,9 @@ class LogBook:
         """With `wiped`, everything that the log holds is to be deleted."""
         self._log = log
         self._name = table.config.name
-        self._stored: dict[str, int] = {}  # entry to the number of its chunks that are stored, oldest first
+        # Entry to the number of its chunks that are stored, oldest first. Not a dict: finding the first one gets slower
+        # with every first one that was deleted.
+        self._stored: OrderedDict[str, int] = OrderedDict()
         self._removed: dict[str, list[int]] = {}  # entry to the ordinals of its chunks that are no longer
         self._unwritten = Changes(wiped)
 

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import redis
@@ -80,10 +80,10 @@ class LogWriter:
 
         def undo() -> None:
             self._dropping[:0] = dropping
-            self._give_back_changes(removed)
+            _give_back_changes(removed)
             write.undone()
 
-        commands = [*dropping, *self._change_commands(removed), *write.commands]
+        commands = [*dropping, *_change_commands(removed), *write.commands]
         await self._perform(Write(commands, write.done, undo, write.flushed))
 
     async def _perform(self, write: Write) -> None:
@@ -108,17 +108,9 @@ class LogWriter:
         self._log.chain.write(commands, flushed=wait)
         self._store.note_written(sum(len(command[-1]) for command in commands if isinstance(command[-1], bytes)))
 
-    def _take_changes(self) -> dict[str, Changes]:
-        taken = {name: table.take_changes() for name, table in self.tables.items()}
-        return {name: changes for name, changes in taken.items() if changes}
-
-    def _give_back_changes(self, taken: Mapping[str, Changes]) -> None:
-        for name, changes in taken.items():
-            if name in self.tables:
-                self.tables[name].give_back(changes)
-
-    def _change_commands(self, taken: Mapping[str, Changes]) -> list[Command]:
-        return [command for name, changes in taken.items() for command in self.tables[name].change_commands(changes)]
+    def _take_changes(self) -> list[tuple[TableLog, Changes]]:
+        taken = [(table, table.take_changes()) for table in self.tables.values()]
+        return [(table, changes) for table, changes in taken if changes]
 
     async def check(self) -> None:
         """Find out without writing whether Redis is there and has lost nothing, and no other server has begun.
@@ -198,9 +190,9 @@ class LogWriter:
         removed = self._take_changes()
         kept = [command for commands in self._kept for command in commands()]
         try:
-            await self._store.run(self._execute, [*self._dropping, *self._change_commands(removed), *kept])
+            await self._store.run(self._execute, [*self._dropping, *_change_commands(removed), *kept])
         except redis.RedisError:
-            self._give_back_changes(removed)
+            _give_back_changes(removed)
             raise
         self._dropping = []
         for name, table in self.tables.items():
@@ -212,6 +204,15 @@ class LogWriter:
     def _execute_all(self, client: redis.Redis, writes: Iterable[Sequence[Command]]) -> None:
         for commands in writes:
             self._execute(client, commands)
+
+
+def _give_back_changes(taken: Iterable[tuple[TableLog, Changes]]) -> None:
+    for table, changes in taken:
+        table.give_back(changes)  # one that has ended or begun again meanwhile is not asked any more
+
+
+def _change_commands(taken: Iterable[tuple[TableLog, Changes]]) -> list[Command]:
+    return [command for table, changes in taken for command in table.change_commands(changes)]
 
 
 def _line(error: Exception) -> str:

@@ -63,7 +63,7 @@ class ReplayServerSettings:
         redis_prefix: of all keys; one server at a time.
         redis_timeout_seconds: after which Redis counts as away.
         max_message_bytes: the largest message.
-        max_table_bytes: the most memory a table may preallocate; by default four fifths of the machine's.
+        max_table_bytes: the most memory all tables together may preallocate; by default four fifths of the machine's.
         max_weights_bytes: the largest weights.
         max_in_flight_bytes: the most bytes of requests being handled and answers being sent.
         max_waiting_calls: the most calls held by rate limiters.
@@ -359,6 +359,8 @@ class _Parts:
         self._ending.set()
         self._commit.close()
         await asyncio.wait(self.tasks)
+        if self.tasks[0].exception() is None:
+            await self._catalog.settled()
         if not self._commit.down_because:
             await self._catalog.save_priorities()
 

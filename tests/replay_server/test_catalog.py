@@ -4,6 +4,7 @@ import itertools
 import os
 import signal
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,15 +12,17 @@ import numpy as np
 import pytest
 import redis
 
-from replay_server import recovery
+from replay_server import recovery, table
 from replay_server.answers import InsertResult, RecoveryProgress, ReplayError, ReplayTimeout
+from replay_server.catalog import Catalog
 from replay_server.client import ReplayClient
 from replay_server.server import ReplayServer, ReplayServerError, ReplayServerSettings
-from replay_server.table import Table
+from replay_server.table import Table, memory_of
 from tests.replay_server.held import all_steps, trajectories, until
+from tests.replay_server.held_writes import held_writes
 from tests.replay_server.played import played, table_config
 from zero.tables import Durability, RateLimiterConfig
-from zero.trajectories import PriorityUpdates, TrajectoryFilter
+from zero.trajectories import ColumnSpec, PriorityUpdates, TrajectoryFilter
 
 _numbers = itertools.count(100)
 
@@ -116,6 +119,75 @@ def test_a_deleted_table_is_gone_for_good(settings: ReplayServerSettings) -> Non
         assert client.create_table(table_config(capacity=50))
         assert client.insert("games", [played(0)]).stored == 1
         assert client.update_priorities("games", PriorityUpdates(keys, np.ones(len(keys), np.float32))).updated == 0
+
+
+@pytest.mark.parametrize("end", ["delete_table", "reset_table"])
+def test_an_end_that_is_asked_for_again_while_it_waits_comes_about_once(
+    settings: ReplayServerSettings, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    """The first caller has gone away before its turn came: the second one finds the table as the first has left it."""
+    under_way: list[str] = []
+    change = Catalog._change
+    monkeypatch.setattr(Catalog, "_change", lambda *a: (under_way.append(end), change(*a))[1])
+    with ReplayServer(settings) as bound, ReplayClient(bound.address, repeat=False) as client:
+        client.create_table(table_config())
+        client.create_table(table_config("others"))
+        client.insert("games", [played(1)])
+        under_way.clear()
+        with ThreadPoolExecutor(2) as threads:
+            with held_writes() as came:
+                insert = threads.submit(client.insert, "others", [played(0)])
+                assert came.wait(10)
+                with pytest.raises(ReplayTimeout):
+                    getattr(client, end)("games", timeout=0.2)
+                again = threads.submit(getattr(client, end), "games", timeout=20)
+                until(lambda: len(under_way) == 2)
+                with pytest.raises(ReplayTimeout):
+                    client.insert("games", [played(2)], timeout=0.2)
+            assert insert.result().stored == 1
+        if end == "delete_table":
+            assert isinstance(again.exception(), ReplayError)
+        else:
+            assert again.result() == 0
+            assert client.insert("games", [played(3)]).stored == 1
+            assert client.verify_table("games").problems == ()
+        assert client.insert("others", [played(1)]).stored == 1
+
+
+def test_what_cannot_be_allocated_leaves_nothing_in_redis(settings: ReplayServerSettings) -> None:
+    """The config is refused, and the server starts again."""
+    with ReplayServer(settings) as bound, ReplayClient(bound.address) as client:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(table, "ColumnRings", no_memory)
+            with pytest.raises(ReplayError, match="cannot be allocated") as caught:
+                client.create_table(table_config())
+        assert caught.value.reason == "BAD_CONFIG"
+        many = tuple(ColumnSpec(f"c{i}", "int8") for i in range(257))
+        with pytest.raises(ReplayError, match="at most 256"):
+            client.create_table(table_config(signature=many))
+        assert held_keys(settings, "games") == []
+        with redis_client(settings) as store:
+            assert store.hgetall("zero:tables") == {}
+
+
+def no_memory(*_: object) -> None:
+    raise MemoryError("none left")
+
+
+def test_all_tables_together_fit_into_the_memory(settings: ReplayServerSettings) -> None:
+    """Each may be small enough by itself; what a deleted one took is free again."""
+    size = memory_of(table_config())
+    with (
+        ReplayServer(replace(settings, max_table_bytes=2 * size + 1)) as bound,
+        ReplayClient(bound.address) as client,
+    ):
+        for name in ("a", "b"):
+            assert client.create_table(table_config(name))
+        with pytest.raises(ReplayError, match="all other tables take") as caught:
+            client.create_table(table_config("c"))
+        assert caught.value.reason == "BAD_CONFIG"
+        client.delete_table("a")
+        assert client.create_table(table_config("c"))
 
 
 @pytest.mark.parametrize("end", ["delete", "reset"])
