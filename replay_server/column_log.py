@@ -5,7 +5,7 @@ its slot, so rows of steps that are gone need not be deleted, and there are neve
 is one string; the set `updated:<table>` names the pages.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import cast
 
 import numpy as np
@@ -30,6 +30,7 @@ class ColumnLog:
     def __init__(self, log: RedisLog, config: TableConfig) -> None:
         """None are known yet."""
         self._log = log
+        self._config = config
         self._name = config.name
         self._capacity = config.capacity
         self._dtypes = {spec.name: np.dtype(spec.dtype).newbyteorder("<") for spec in config.signature}
@@ -38,10 +39,20 @@ class ColumnLog:
         self._replaced: dict[str, NDArray[np.bool_]] = {}  # by column and slot
         self._pages: set[str] = set()  # all that Redis may have
 
+    def expect(self, slots: NDArray[np.int64], names: Iterable[str]) -> None:
+        """Rows of some columns of the steps in these slots [N] are going to be written."""
+        for name in names:
+            self._pages.update(self._pages_of(name, slots))
+
+    def note(self, slots: NDArray[np.int64], names: Iterable[str]) -> None:
+        """They were written."""
+        for name in names:
+            self._replaced.setdefault(name, np.zeros(self._capacity, np.bool_))[slots] = True
+
     def commands(
         self, slots: NDArray[np.int64], generations: NDArray[np.uint32], columns: Mapping[str, NDArray[np.generic]]
     ) -> list[Command]:
-        """Keep new values [N, *shape] of some columns of the steps in slots [N], none twice."""
+        """Keep new values [N, *shape] of some columns of the steps in slots [N], none twice; for any thread."""
         if not len(slots):
             return []
         order = np.argsort(slots)
@@ -56,10 +67,8 @@ class ColumnLog:
 
     def _row_commands(self, name: str, slots: NDArray[np.int64], rows: NDArray[np.uint8]) -> list[Command]:
         """One command per run of neighbours in a page; slots ascend."""
-        self._replaced.setdefault(name, np.zeros(self._capacity, np.bool_))[slots] = True
         numbers, places = np.divmod(slots, self._page_slots(name))
-        pages = [f"{number}:{name}" for number in np.unique(numbers).tolist()]
-        self._pages.update(pages)
+        pages = self._pages_of(name, slots)
         commands: list[Command] = [("SADD", self._log.key("updated", self._name), *pages)]
         ends = np.flatnonzero((np.diff(slots) != 1) | (np.diff(numbers) != 0)) + 1
         for run in np.split(np.arange(len(slots)), ends):
@@ -68,6 +77,9 @@ class ColumnLog:
             key = self._key(f"{numbers[first]}:{name}")
             commands.append(("SETRANGE", key, offset, rows[first : first + len(run)].tobytes()))
         return commands
+
+    def _pages_of(self, name: str, slots: NDArray[np.int64]) -> list[str]:
+        return [f"{number}:{name}" for number in np.unique(slots // self._page_slots(name)).tolist()]
 
     def _page_slots(self, name: str) -> int:
         return max(1, _PAGE_BYTES // self._row_bytes[name])
@@ -79,9 +91,11 @@ class ColumnLog:
         """Whether any value of a column in these slots was replaced, maybe before their steps came."""
         return name in self._replaced and bool(self._replaced[name][slots].any())
 
-    def wipe(self) -> None:
-        """Nothing that was replaced counts any more."""
-        self._replaced.clear()
+    def emptied(self) -> "ColumnLog":
+        """That of an empty table which takes the place of this one: nothing that was replaced counts any more."""
+        new = ColumnLog(self._log, self._config)
+        new._pages = self._pages
+        return new
 
     def wipe_commands(self) -> list[Command]:
         """Delete all pages."""
@@ -89,13 +103,18 @@ class ColumnLog:
         return [("UNLINK", *keys[i : i + _KEYS_PER_COMMAND]) for i in range(0, len(keys), _KEYS_PER_COMMAND)]
 
     def rewrite_commands(self, table: Table) -> Iterator[list[Command]]:
-        """Keep all replaced values again, as memory has them; one list per write."""
-        for name, replaced in self._replaced.items():
-            slots = np.flatnonzero(replaced)
-            slots = slots[table.generations(slots) != 0]
-            for i in range(0, len(slots), _ROWS_AT_ONCE):
-                part = slots[i : i + _ROWS_AT_ONCE]
-                yield self.commands(part, table.generations(part), {name: table.rings.take(name, part)})
+        """Keep all replaced values again, as memory has them; one list per write, made when it is asked for."""
+        planned = [(name, np.flatnonzero(replaced)) for name, replaced in self._replaced.items()]
+        for name, slots in planned:
+            self.expect(slots, (name,))
+
+        def rows() -> Iterator[list[Command]]:
+            for name, slots in planned:
+                for part in (slots[i : i + _ROWS_AT_ONCE] for i in range(0, len(slots), _ROWS_AT_ONCE)):
+                    stored = part[table.generations(part) != 0]
+                    yield self.commands(stored, table.generations(stored), {name: table.rings.take(name, stored)})
+
+        return rows()
 
     def load(self, client: redis.Redis, table: Table) -> None:
         """Replace values of a recovered table.

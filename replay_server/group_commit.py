@@ -34,6 +34,7 @@ from zero.tables import Durability
 from zero.wire.codec import Reason
 
 _BATCH_BYTES = 16 << 20
+_VALUES_PER_WRITE = 4096  # replaced ones; each may need a command of its own
 
 
 class Part(NamedTuple):
@@ -129,9 +130,24 @@ class GroupCommit:
             How many were replaced, and how many keys name nothing stored.
 
         Raises:
-            Refusal: STORE_UNAVAILABLE, NOT_DURABLE, and they may be replaced all the same; UNKNOWN_TABLE.
+            Refusal: STORE_UNAVAILABLE, NOT_DURABLE, and some or all may be replaced all the same; UNKNOWN_TABLE.
         """
+        updated = gone = 0
+        order = np.argsort(keys & np.uint64(0xFFFFFFFF))  # by slot: what is stored together is written together
+        number = max(1, _VALUES_PER_WRITE // max(1, len(columns)))
+        for i in range(0, max(1, len(keys)), number):
+            part = order[i : i + number]
+            values = {name: column[part] for name, column in columns.items()}
+            part_updated, part_gone = await self._update_some(target, keys[part], values)
+            updated += part_updated
+            gone += part_gone
+        return updated, gone
+
+    async def _update_some(
+        self, target: LoggedTable, keys: NDArray[np.uint64], columns: Mapping[str, NDArray[np.generic]]
+    ) -> tuple[int, int]:
         self._check_durable([target])
+        self._writer.check_up()
         log = self._log_of(target)
         outcome = (0, 0)
 
@@ -139,7 +155,7 @@ class GroupCommit:
             nonlocal outcome
             outcome = log.update(keys, columns)
 
-        await self._write(Write(log.update_commands(keys, columns), apply, _nothing, _must_flush([target])))
+        await self._write(Write(log.plan_update(keys, columns), apply, _nothing, _must_flush([target])))
         return outcome
 
     async def verify(self, target: LoggedTable) -> Verification:

@@ -25,13 +25,13 @@ class Write(NamedTuple):
     """A write, and what follows from its outcome.
 
     Attributes:
-        commands: all or none are executed.
+        commands: all or none are executed; where it takes time to make them, what makes them on the thread of Redis.
         done: called when they were.
         undone: called when they were not.
         flushed: it is done only when it is on the disk of Redis.
     """
 
-    commands: Sequence[Command]
+    commands: Sequence[Command] | Callable[[], Sequence[Command]]
     done: Callable[[], None]
     undone: Callable[[], None]
     flushed: bool = False
@@ -83,13 +83,13 @@ class LogWriter:
             _give_back_changes(removed)
             write.undone()
 
-        commands = [*dropping, *_change_commands(removed), *write.commands]
-        await self._perform(Write(commands, write.done, undo, write.flushed))
+        first = [*dropping, *_change_commands(removed)]
+        await self._perform(first, Write(write.commands, write.done, undo, write.flushed))
 
-    async def _perform(self, write: Write) -> None:
+    async def _perform(self, first: Sequence[Command], write: Write) -> None:
         wait = write.flushed and not self._store.flushes_itself
         try:
-            await self._store.run(self._execute, write.commands, wait)
+            await self._store.run(self._execute, first, write.commands, wait)
         except WriteInDoubtError as error:
             self._doubted = write
             self.fail(error)
@@ -104,7 +104,14 @@ class LogWriter:
             return
         raise self.unavailable()
 
-    def _execute(self, _: redis.Redis, commands: Sequence[Command], wait: bool = False) -> None:
+    def _execute(
+        self,
+        _: redis.Redis,
+        first: Sequence[Command],
+        others: Sequence[Command] | Callable[[], Sequence[Command]] = (),
+        wait: bool = False,
+    ) -> None:
+        commands = [*first, *(others() if callable(others) else others)]
         self._log.chain.write(commands, flushed=wait)
         self._store.note_written(sum(len(command[-1]) for command in commands if isinstance(command[-1], bytes)))
 

@@ -1,7 +1,8 @@
 """A table and its log, kept together: blocks on their way into both, what was removed and replaced, counters."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -148,20 +149,23 @@ class TableLog:
 
     def restarted(self, target: LoggedTable) -> "TableLog":
         """The log of an empty table of the same name; what this one holds is deleted with the next write."""
-        self._columns.wipe()
-        return TableLog(self._log, target, LogBook(self._log, target.table, wiped=True), self._columns)
+        return TableLog(self._log, target, LogBook(self._log, target.table, wiped=True), self._columns.emptied())
 
-    def update_commands(self, keys: NDArray[np.uint64], columns: Mapping[str, NDArray[np.generic]]) -> list[Command]:
-        """Keep new values [N, *shape] of the steps that keys [N] name."""
+    def plan_update(
+        self, keys: NDArray[np.uint64], columns: Mapping[str, NDArray[np.generic]]
+    ) -> Callable[[], list[Command]]:
+        """What makes, on any thread, the commands that keep new values [N, *shape] of the steps that keys [N] name."""
         slots, valid = self.table.find(keys)
         slots = slots[valid]
         chosen = {name: values[valid] for name, values in columns.items()}
-        return self._columns.commands(slots, self.table.generations(slots), chosen)
+        self._columns.expect(slots, chosen)
+        return partial(self._columns.commands, slots, self.table.generations(slots), chosen)
 
     def update(self, keys: NDArray[np.uint64], columns: Mapping[str, NDArray[np.generic]]) -> tuple[int, int]:
         """Replace the values in memory; returns how many were replaced and how many keys name nothing stored."""
         slots, valid = self.table.find(keys)
         self.table.write_rows(slots[valid], {name: values[valid] for name, values in columns.items()})
+        self._columns.note(slots[valid], columns)
         updated = int(np.count_nonzero(valid))
         return updated, len(keys) - updated
 
@@ -180,13 +184,14 @@ class TableLog:
             present: the entries that Redis has.
         """
         self._book.give_back(self.take_changes())  # before entries get other ids
+        columns = self._columns.rewrite_commands(self.table)
         rewritings = plan_rewriting(self._log, self.table, self._book, newest_of(present))
         last = [*self._book.rewrite_commands(present, self.table.removed_known()), self.state_command()]
 
         def writes() -> Iterator[list[Command]]:
             for rewriting in rewritings:
                 yield [rewriting.command(self._log, self.table)]
-            yield from self._columns.rewrite_commands(self.table)
+            yield from columns
             yield last
 
         return writes()

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +12,12 @@ import pytest
 import redis
 
 from replay_server.answers import InsertResult, ReplayError
+from replay_server.block import Block, Record
 from replay_server.client import ReplayClient
+from replay_server.column_log import ColumnLog
+from replay_server.redis_log import RedisLog
 from replay_server.server import ReplayServer, ReplayServerSettings
+from replay_server.table import Placement, Table
 from tests.replay_server.held import all_steps, trajectories
 from tests.replay_server.killable import KillableServer, killable_server
 from tests.replay_server.played import played, table_config
@@ -212,6 +217,60 @@ def test_wide_tables_and_scattered_keys_are_replaced_page_by_page(settings: Repl
     with ReplayServer(settings) as bound, ReplayClient(bound.address) as client:
         assert trajectories(client) == held
         assert client.verify_table("games").problems == ()
+
+
+def test_many_scattered_values_go_out_in_pieces_beside_the_calls(
+    settings: ReplayServerSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread of Redis makes their commands, some thousand at a time: inserts get their turn in between."""
+    pieces: list[tuple[str, int]] = []
+    commands = ColumnLog.commands
+
+    def make(log: ColumnLog, slots: np.ndarray, *others: object) -> object:
+        pieces.append((threading.current_thread().name, len(slots)))
+        return commands(log, slots, *others)
+
+    monkeypatch.setattr(ColumnLog, "commands", make)
+    with ReplayServer(settings) as bound, ReplayClient(bound.address) as client:
+        client.create_table(table_config(capacity=20_000))
+        client.insert("games", [played(1, 20_000)])
+        first = int(client.sample("games", 1, {"action": 1}).keys[0]) & ~0xFFFFFFFF
+        keys = np.arange(0, 20_000, 2, dtype=np.uint64)[::-1] | np.uint64(first)
+        values = np.arange(10_000)
+        changed = {"action": values.astype(np.uint16), "reward": values.astype(np.float32)}
+        assert client.update_columns("games", keys, changed).updated == 10_000
+        assert sum(number for _, number in pieces) == 10_000
+        assert max(number for _, number in pieces) <= 2048
+        assert {name.rpartition("_")[0] for name, _ in pieces} == {"replay-redis"}
+        held = trajectories(client)
+    with ReplayServer(settings) as bound, ReplayClient(bound.address) as client:
+        assert trajectories(client) == held
+        (whole,) = client.read_trajectories("games")
+        np.testing.assert_array_equal(whole.columns["reward"][::2], values[::-1])
+
+
+def test_values_may_be_replaced_while_others_are_given_back() -> None:
+    """What Redis gets again is settled in the beginning: another column that is replaced meanwhile changes nothing."""
+    config = table_config(capacity=10_000)
+    table = Table(config, np.random.default_rng(0))
+    log, slots = ColumnLog(RedisLog("zero"), config), np.arange(9000)
+    table.restore(*stored_block(9000))
+    log.note(slots, ["action"])
+    writes = log.rewrite_commands(table)
+    first = next(writes)
+    log.note(slots[:1], ["reward"])
+    assert [first, *writes][-1][-1][1] == "zero:column:games:0:action"
+
+
+def stored_block(num_steps: int) -> tuple[Block, Placement, list[str]]:
+    """What `restore` takes: one trajectory in the first slots."""
+    one = played(1, num_steps)
+    record = Record("t1", bytes(16), num_steps, 0, False, "actor-0", 1, 1, True, False, (), None)
+    return (
+        Block([record], list(one.columns.values()), b""),
+        Placement(0, np.arange(num_steps, dtype=np.int32), 0.0),
+        ["1-1"],
+    )
 
 
 def test_what_was_drawn_up_stays_gone(settings: ReplayServerSettings) -> None:
