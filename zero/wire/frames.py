@@ -53,7 +53,7 @@ def _array_bytes(name: str, array: NDArray[np.generic]) -> tuple[str, memoryview
     """The array's dtype by name, and its memory as little-endian bytes in C order; a copy only if it is not so."""
     native = _NATIVE_NAMES.get(array.dtype)  # a dtype's own `name` is put together at every look
     if native is not None and array.size and array.flags.c_contiguous:
-        return native, memoryview(array).cast("B")
+        return native, array.data.cast("B")
     dtype = _WIRE_DTYPES.get(array.dtype.name)
     if dtype is None:
         raise CodecError(Reason.WRONG_SIGNATURE, f"column {name!r}: dtype {array.dtype.name} cannot be sent")
