@@ -109,6 +109,8 @@ def test_numbers_and_tensors_become_what_the_table_has(client: ReplayClient, mak
         (step(action=1.5), "do not fit into uint16"),
         (step(action=-1), "do not fit into uint16"),
         (step(action=65536), "do not fit into uint16"),
+        (step(action=np.uint32(65536)), "do not fit into uint16"),  # of the same kind, and would wrap
+        (step(observation=np.full((2, 3), 300)), "do not fit into uint8"),
         (step(action=np.nan), "do not fit into uint16"),
         (step(reward="good"), "do not fit into float32"),
     ],

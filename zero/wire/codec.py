@@ -29,6 +29,12 @@ from zero.wire import replay_pb2, trajectory_pb2
 MAX_ID_CHARACTERS = 64
 """The longest trajectory id."""
 
+MAX_NAME_CHARACTERS = 128
+"""The longest actor id, and the longest name of a stat."""
+
+MAX_STATS = 64
+"""The most stats of a trajectory."""
+
 _UINT64 = np.dtype("<u8")
 _FLOAT32 = np.dtype("<f4")
 _WIRE_DTYPES = {name: np.dtype(name).newbyteorder("<") for name in DTYPES}
@@ -257,9 +263,7 @@ def unpack_trajectory(
     """
     if not 1 <= len(message.trajectory_id) <= MAX_ID_CHARACTERS:
         raise CodecError(Reason.BAD_MESSAGE, f"trajectory_id must have 1 to {MAX_ID_CHARACTERS} characters")
-    for name, value in message.stats.items():
-        if not math.isfinite(value):
-            raise CodecError(Reason.NOT_FINITE, f"stat {name[:40]!r} is {value}")
+    _check_kept(message)
     if message.open and (message.terminated or message.truncated):
         raise CodecError(Reason.BAD_MESSAGE, "an open chunk can be neither terminated nor truncated: more steps follow")
     columns = _in_order(message.columns, signature)
@@ -269,6 +273,21 @@ def unpack_trajectory(
     if num_steps * sum(row_bytes(spec) for spec in signature) > max_bytes:
         raise CodecError(Reason.MESSAGE_TOO_LARGE, f"{num_steps} steps take more than {max_bytes} bytes when unpacked")
     return num_steps, [unpack_column(column, spec, num_steps) for column, spec in zip(columns, signature, strict=True)]
+
+
+def _check_kept(message: trajectory_pb2.Trajectory) -> None:
+    """Bound what stays in memory for as long as the trajectory is stored."""
+    if len(message.actor_id) > MAX_NAME_CHARACTERS:
+        raise CodecError(Reason.BAD_MESSAGE, f"actor_id must have at most {MAX_NAME_CHARACTERS} characters")
+    if len(message.stats) > MAX_STATS:
+        raise CodecError(Reason.BAD_MESSAGE, f"{len(message.stats)} stats, at most {MAX_STATS} are taken")
+    for name, value in message.stats.items():
+        if len(name) > MAX_NAME_CHARACTERS:
+            raise CodecError(
+                Reason.BAD_MESSAGE, f"stat {name[:40]!r}... has a name of more than {MAX_NAME_CHARACTERS} characters"
+            )
+        if not math.isfinite(value):
+            raise CodecError(Reason.NOT_FINITE, f"stat {name[:40]!r} is {value}")
 
 
 def unpack_priorities(message: trajectory_pb2.Trajectory, num_steps: int) -> NDArray[np.float32] | None:

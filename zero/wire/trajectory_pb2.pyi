@@ -137,7 +137,7 @@ class Trajectory(_message.Message):
     first_step) with the same content again is acknowledged and stored once.
     """
     actor_id: _builtins.str
-    """Who played it, for example "actor-3"."""
+    """Who played it, for example "actor-3"; at most 128 characters."""
     weights_version: _builtins.int
     """The version of the weights that played the first step; 0 before any weights were published."""
     episode_seed: _builtins.int
@@ -160,7 +160,7 @@ class Trajectory(_message.Message):
 
     @_builtins.property
     def stats(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
-        """Free scalars about the trajectory, for example "score" and "num_moves"."""
+        """Free scalars about the trajectory, for example "score" and "num_moves"; at most 64, names of at most 128 characters."""
 
     def __init__(
         self,

@@ -207,6 +207,9 @@ BAD_TRAJECTORIES: dict[str, tuple[Callable[[trajectory_pb2.Trajectory], object],
         Reason.BAD_PRIORITY,
     ),
     "priority NaN": (lambda m: setattr(m, "priorities", np.array([1, np.nan], "<f4").tobytes()), Reason.NOT_FINITE),
+    "many stats": (lambda m: m.stats.update({f"s{i}": 0.0 for i in range(65)}), Reason.BAD_MESSAGE),
+    "a stat's long name": (lambda m: m.stats.update({"s" * 129: 0.0}), Reason.BAD_MESSAGE),
+    "a long actor id": (lambda m: setattr(m, "actor_id", "a" * 129), Reason.BAD_MESSAGE),
     "stat infinite": (lambda m: m.stats.update({"score": float("inf")}), Reason.NOT_FINITE),
 }
 
