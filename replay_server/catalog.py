@@ -130,7 +130,7 @@ class Catalog:
         loaded(0)
         recovered = await self._store.run(recover_table, self._log, config, self._rng, loaded)
         served = self._serve(recovered.table, rate_limiter, _limiter_counts(recovered.state))
-        self._commit.add_table(recovered_log(self._log, served, recovered))
+        self._commit.add_recovered_table(recovered_log(self._log, served, recovered))
         logger.info("table %s holds %d steps", config.name, recovered.table.num_steps)
         if config.durability is Durability.FSYNC and not self._commit.gives_fsync:
             logger.warning("table %s promises fsync, which Redis does not give now: inserts are refused", config.name)

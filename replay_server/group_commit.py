@@ -94,6 +94,11 @@ class GroupCommit:
         """Commit for a durable table."""
         self._writer.tables[table.table.config.name] = table
 
+    def add_recovered_table(self, table: TableLog) -> None:
+        """Commit for a table that an earlier server has left: what it holds may never have been acknowledged."""
+        self.add_table(table)
+        self._writer.may_be_unflushed |= _must_flush([table.target])
+
     def keep(self, commands: Callable[[], Sequence[Command]]) -> None:
         """Note what Redis must hold besides the log: these commands are executed again when it has lost data."""
         self._writer.keep(commands)
@@ -111,6 +116,19 @@ class GroupCommit:
             Refusal: STORE_UNAVAILABLE; it may have been written all the same.
         """
         await self._write(Write(commands, _nothing, _nothing))
+
+    def is_durable(self, targets: Sequence[LoggedTable]) -> bool:
+        """Whether everything that tables hold is as durable as they promise."""
+        return not (_must_flush(targets) and (self._writer.may_be_unflushed or not self._store.gives_fsync))
+
+    async def make_durable(self, targets: Sequence[LoggedTable]) -> None:
+        """Return when everything that tables hold is as durable as they promise.
+
+        Raises:
+            Refusal: STORE_UNAVAILABLE, NOT_DURABLE.
+        """
+        self._check_durable(targets)
+        await self._write(Write((), _nothing, _nothing, _must_flush(targets)))
 
     async def flush_removed(self, target: LoggedTable) -> None:
         """Return when the log has noted what was removed from a durable table.

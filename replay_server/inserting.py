@@ -97,6 +97,10 @@ class Inserter:
         targets = self._targets(request, message)
         while True:
             await _settled(targets)
+            tables = [target.served for target in targets]
+            if not self._commit.is_durable(tables):  # what is known already is acknowledged, too
+                await self._commit.make_durable(tables)
+                continue
             admissions = _admissions(targets, request, self._in_flight.max_message_bytes)
             waited = await self._pass(admissions, deadline)
             if not waited or _still_new(targets, admissions):

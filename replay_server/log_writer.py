@@ -46,11 +46,13 @@ class LogWriter:
     Attributes:
         tables: by name.
         down_because: why Redis is away; empty while it is there.
+        may_be_unflushed: something that has to be on the disk of Redis is in Redis, but maybe not on its disk.
     """
 
     def __init__(self, store: RedisStore, log: RedisLog) -> None:
         self.tables: dict[str, TableLog] = {}
         self.down_because = ""
+        self.may_be_unflushed = False
         self._store = store
         self._log = log
         self._kept: list[Callable[[], Sequence[Command]]] = []
@@ -87,7 +89,7 @@ class LogWriter:
         await self._perform(first, Write(write.commands, write.done, undo, write.flushed))
 
     async def _perform(self, first: Sequence[Command], write: Write) -> None:
-        wait = write.flushed and not self._store.flushes_itself
+        wait = write.flushed and self._store.must_be_asked
         try:
             await self._store.run(self._execute, first, write.commands, wait)
         except WriteInDoubtError as error:
@@ -100,6 +102,8 @@ class LogWriter:
             self._ended = error
             self.fail(error)
         else:
+            if write.flushed and self._store.gives_fsync:
+                self.may_be_unflushed = False
             write.done()
             return
         raise self.unavailable()
@@ -165,7 +169,7 @@ class LogWriter:
         while not stop.is_set():
             try:
                 await self._store.connect()
-                await self._store.run(self._log.chain.resume)
+                await self._store.run(self._log.chain.resume, flushed=self._must_flush_doubted())
                 self._settle()
                 if self._log.chain.has_lost:
                     await self._give_back()
@@ -181,11 +185,17 @@ class LogWriter:
                 logger.warning("Redis is back")
                 return
 
+    def _must_flush_doubted(self) -> bool:
+        return self._doubted is not None and self._doubted.flushed and self._store.must_be_asked
+
     def _settle(self) -> None:
         """Follow what became of the write whose answer was lost."""
         doubted, self._doubted = self._doubted, None
-        if doubted is not None:
-            (doubted.done if self._log.chain.was_executed else doubted.undone)()
+        if doubted is None:
+            return
+        executed = self._log.chain.was_executed
+        self.may_be_unflushed |= executed and doubted.flushed and not self._store.gives_fsync
+        (doubted.done if executed else doubted.undone)()
 
     async def _give_back(self) -> None:
         """Write again what Redis has lost.

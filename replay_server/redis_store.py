@@ -40,6 +40,11 @@ class RedisStore:
         self.appendfsync = "unknown"
         self.gives_fsync = self.flushes_itself = self._has_file = False
 
+    @property
+    def must_be_asked(self) -> bool:
+        """Whether Redis flushes a write before it is acknowledged, but only when it is asked to."""
+        return self.gives_fsync and not self.flushes_itself
+
     async def run(
         self, function: Callable[Concatenate[redis.Redis, P], R], *arguments: P.args, **keywords: P.kwargs
     ) -> R:

@@ -65,8 +65,12 @@ class WriteChain:
         self._watch(client)
         self._begin_epoch(self._next_epoch())
 
-    def resume(self, client: redis.Redis) -> None:
+    def resume(self, client: redis.Redis, *, flushed: bool = False) -> None:
         """Go on in a new epoch, over a new connection; sets `has_lost` and `was_executed`.
+
+        Args:
+            client: of Redis.
+            flushed: wait until Redis has flushed the write in doubt, if it has executed it.
 
         Raises:
             redis.RedisError: it may have begun or not.
@@ -85,7 +89,7 @@ class WriteChain:
         executed = doubted is not None and self._executed_before.get(found[0], found >= doubted)
         epoch = self._next_epoch()
         self._executed_before[epoch] = executed
-        self._begin_epoch(epoch)
+        self._begin_epoch(epoch, flushed=flushed and executed)
         self.was_executed = executed
         self._doubted = None
         self._executed_before.clear()
@@ -139,10 +143,10 @@ class WriteChain:
     def _next_epoch(self) -> int:
         return max(time.time_ns() // 1_000_000, order_of(self._seen)[0] + 1, self._epoch + 1)
 
-    def _begin_epoch(self, epoch: int) -> None:
+    def _begin_epoch(self, epoch: int, *, flushed: bool = False) -> None:
         self._epoch = epoch
         self._num_entries = 0
-        self._exchange((epoch, 0), ())
+        self._exchange((epoch, 0), (), flushed=flushed)
 
     def _exchange(self, link: tuple[int, int], commands: Sequence[Command], *, flushed: bool = False) -> None:
         connection = self._watching

@@ -324,6 +324,9 @@ def test_fsync_is_promised_only_where_redis_gives_it(settings: ReplayServerSetti
                 store.config_set(setting, weaker)
                 until(lambda: refusal_of(client) == "NOT_DURABLE")
                 with pytest.raises(ReplayError) as caught:
+                    client.insert("games", [played(1)])
+                assert caught.value.reason == "NOT_DURABLE", "not even what is known already"
+                with pytest.raises(ReplayError) as caught:
                     client.create_table(replace(config, name="more"))
                 assert caught.value.reason == "NOT_DURABLE"
                 store.config_set(setting, full)

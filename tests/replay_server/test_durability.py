@@ -22,6 +22,7 @@ from redis.connection import Connection
 from replay_server import write_chain
 from replay_server.answers import InsertResult, ReplayError, ReplayTimeout
 from replay_server.client import ReplayClient
+from replay_server.redis_store import RedisStore
 from replay_server.server import BoundAddresses, ReplayServer, ReplayServerError, ReplayServerSettings
 from replay_server.write_chain import Command, NotLastWrite, WriteChain, WriteInDoubtError
 from tests.ledger import Ledger, check_that_nothing_is_lost
@@ -178,6 +179,51 @@ def test_a_log_with_two_chunks_in_one_slot_is_refused(settings: ReplayServerSett
             store.xadd("zero:log:games", fields)
     with pytest.raises(ReplayServerError, match="slots that do not exist or that hold others"):
         ReplayServer(settings).start()
+
+
+@contextmanager
+def flushing_when_asked() -> Iterator[threading.Event]:
+    """Redis promises to flush what it is asked to; it can as long as the event is set. Any Redis serves."""
+    can_flush = threading.Event()
+    read_policy, send = RedisStore._read_policy, write_chain._send
+
+    def read_and_promise(store: RedisStore, client: redis.Redis) -> None:
+        read_policy(store, client)
+        store.gives_fsync, store.flushes_itself = True, False
+
+    def send_and_flush(connection: Connection, commands: Sequence[Command]) -> list[object]:
+        flush = ("PING",) if can_flush.is_set() else ("no-such-command",)
+        return send(connection, [flush if command[0] == "WAITAOF" else command for command in commands])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RedisStore, "_read_policy", read_and_promise)
+        patch.setattr(write_chain, "_send", send_and_flush)
+        yield can_flush
+
+
+def test_what_was_never_flushed_is_not_acknowledged(settings: ReplayServerSettings) -> None:
+    """Redis has the write but cannot flush it: neither the insert nor its repetition is, before it can."""
+    config = table_config(durability=Durability.FSYNC)
+    with flushing_when_asked() as can_flush, ReplayServer(settings) as bound, ReplayClient(bound.address) as client:
+        client.create_table(config)
+        with pytest.raises(ReplayTimeout):
+            client.insert("games", [played(1)], timeout=2)
+        assert client.server_info().tables["games"].num_trajectories == 0
+        can_flush.set()
+        assert client.insert("games", [played(1)], timeout=30) == InsertResult(0, 1)
+        assert client.insert("games", [played(2)]).stored == 1
+
+
+def test_what_an_earlier_server_has_left_is_flushed_before_it_is_acknowledged(settings: ReplayServerSettings) -> None:
+    """It was killed between the write and its flush: the repetition waits for one, and may not be taken without."""
+    with ReplayServer(settings) as bound, ReplayClient(bound.address) as client:
+        client.create_table(table_config(durability=Durability.FSYNC))
+        client.insert("games", [played(1)])
+    with flushing_when_asked() as can_flush, ReplayServer(settings) as bound, ReplayClient(bound.address) as client:
+        with pytest.raises(ReplayTimeout):
+            client.insert("games", [played(1)], timeout=1)
+        can_flush.set()
+        assert client.insert("games", [played(1)], timeout=30) == InsertResult(0, 1)
 
 
 def test_an_old_connection_cannot_write_after_a_new_one_has_begun(settings: ReplayServerSettings) -> None:
