@@ -1,5 +1,6 @@
 """Damaged and random messages on every method: answered or refused with a reason; the server lives, its data hold."""
 
+import hashlib
 import itertools
 from collections import Counter, deque
 from collections.abc import Iterator
@@ -10,15 +11,26 @@ import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from replay_server.client import ReplayClient, ReplayTimeout
+from replay_server.answers import ReplayError
+from replay_server.client import ReplayClient
 from replay_server.server import BoundAddresses, ReplayServer, ReplayServerSettings
 from tests.replay_server.messages import SERVICE, converse, reason_of, valid_messages
 from tests.replay_server.played import SIGNATURE, played, table_config
-from zero.wire import replay_pb2
+from zero.wire import weights_pb2
 from zero.wire.codec import Reason
 
 TABLE, SCRATCH = "fuzzed", "scratch"
 STREAMS = ("InsertStream", "SampleStream")
+WEIGHTS = "/zero.v1.WeightsService/"
+PAYLOAD = b"some weights"
+PUBLICATION = [
+    weights_pb2.PublishWeightsRequest(
+        header=weights_pb2.WeightsHeader(
+            training_step=1, total_bytes=len(PAYLOAD), sha256=hashlib.sha256(PAYLOAD).digest()
+        )
+    ).SerializeToString(),
+    *(weights_pb2.PublishWeightsRequest(chunk=part).SerializeToString() for part in (PAYLOAD[:5], PAYLOAD[5:])),
+]
 SECONDS = 2.0
 IN_FLIGHT = 32
 REASONS = {reason.value for reason in Reason}
@@ -37,7 +49,10 @@ class Fuzzer:
 
     def __init__(self, seed: int) -> None:
         self._rng = np.random.default_rng(seed)
-        self._good = valid_messages(TABLE, SCRATCH)
+        self._good = valid_messages(TABLE, SCRATCH) | {
+            "PublishWeights": PUBLICATION[1:2],
+            "GetWeights": [weights_pb2.GetWeightsRequest(newer_than=1).SerializeToString()],
+        }
 
     def messages(self) -> Iterator[tuple[str, bytes]]:
         """Method and message, for ever; one in eight is random altogether."""
@@ -97,8 +112,11 @@ def fuzz(address: str, number: int, seed: int) -> Counter[str]:
                     outcomes.update(stream(channel, method, streamed[method]))
                     streamed[method] = []
                 continue
-            if method == "ReadTrajectories":
-                outcomes.update(read(channel, message))
+            if method in ("ReadTrajectories", "GetWeights"):
+                outcomes.update(read(channel, method, message))
+                continue
+            if method == "PublishWeights":
+                outcomes.update(publish(channel, [*PUBLICATION[:1], message, *PUBLICATION[2:]]))
                 continue
             under_way.append(channel.unary_unary(SERVICE + method).future(message, timeout=SECONDS))
             if len(under_way) > IN_FLIGHT:
@@ -120,24 +138,35 @@ def stream(channel: grpc.Channel, method: str, messages: list[bytes]) -> list[st
     return [answer.refused.reason if answer.HasField("refused") else "answered" for answer in answers]
 
 
-def read(channel: grpc.Channel, message: bytes) -> list[str]:
+def read(channel: grpc.Channel, method: str, message: bytes) -> list[str]:
+    path = WEIGHTS + method if method == "GetWeights" else SERVICE + method
     try:
-        for answer in channel.unary_stream(SERVICE + "ReadTrajectories")(message, timeout=SECONDS):
-            replay_pb2.ReadTrajectoriesResponse.FromString(answer)
+        list(channel.unary_stream(path)(message, timeout=SECONDS))
+    except grpc.RpcError as error:
+        return [outcome_of(error)]
+    return ["answered"]
+
+
+def publish(channel: grpc.Channel, messages: list[bytes]) -> list[str]:
+    try:
+        channel.stream_unary(WEIGHTS + "PublishWeights")(iter(messages), timeout=SECONDS)
     except grpc.RpcError as error:
         return [outcome_of(error)]
     return ["answered"]
 
 
 def prepare(client: ReplayClient) -> None:
-    """The tables are there, also if a damaged message has deleted them, and hold something."""
+    """The tables are there and hold something, also if damaged messages have deleted or changed them."""
     for name in (TABLE, SCRATCH):
-        if name not in client.server_info().tables:
-            client.create_table(table_config(name, capacity=100))
+        config = table_config(name, capacity=100)
+        trajectories = [played(number + 1000) for number in range(3)]
         try:
-            client.insert(name, [played(number + 1000) for number in range(3)], timeout=0.5)
-        except ReplayTimeout:  # mutated limits
+            client.create_table(config)
+            client.insert(name, trajectories, timeout=1.0)
+        except ReplayError:
             client.delete_table(name)
+            client.create_table(config)
+            client.insert(name, trajectories)
 
 
 def assert_sound(address: str) -> None:
@@ -145,6 +174,8 @@ def assert_sound(address: str) -> None:
     with grpc.insecure_channel(address) as channel, ReplayClient(address) as client:
         health = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=10)
         assert health.status == health_pb2.HealthCheckResponse.SERVING
+        newest = client.get_weights(0)
+        assert newest is None or newest.payload == PAYLOAD
         for name, info in client.server_info(timeout=10).tables.items():
             assert client.verify_table(name).problems == ()
             stored = list(client.read_trajectories(name))
