@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple, cast
 
 import redis
+from google.protobuf.message import DecodeError
 
 from replay_server.block import DIGEST_BYTES
 from replay_server.log_entry import EntryHeader, LogError, pack_header, unpack_header
@@ -25,6 +26,7 @@ from replay_server.stored import KNOWN_REMOVED, Removed, StoredChunk
 from replay_server.write_chain import Command, WriteChain, order_of
 from zero.tables import RateLimiterConfig, TableConfig
 from zero.wire import codec, replay_pb2
+from zero.wire.codec import CodecError
 
 _HEADER, _MESSAGE = b"h", b"m"
 _VALUES_PER_COMMAND = 1000
@@ -69,9 +71,21 @@ class RedisLog:
     # --- tables ------------------------------------------------------------------------------------------------------
 
     def load_tables(self, client: redis.Redis) -> list[TableConfig]:
-        """The configs of all tables, by name."""
+        """The configs of all tables, by name.
+
+        Raises:
+            LogError: one that this version cannot read.
+        """
         stored = cast("dict[bytes, bytes]", client.hgetall(self.key("tables")))
-        return [codec.decode_table_config(replay_pb2.TableConfig.FromString(stored[name])) for name in sorted(stored)]
+        configs: list[TableConfig] = []
+        for name in sorted(stored):
+            try:
+                configs.append(codec.decode_table_config(replay_pb2.TableConfig.FromString(stored[name])))
+            except (CodecError, DecodeError) as error:
+                raise LogError(
+                    f"the config of table {name.decode()!r} was written by another version: {error}"
+                ) from None
+        return configs
 
     def load_rate_limiters(self, client: redis.Redis) -> dict[str, RateLimiterConfig]:
         """By name of the table, where they are no longer those that the table was created with."""

@@ -342,12 +342,19 @@ def refusal_of(client: ReplayClient) -> str:
     return ""
 
 
-def test_a_table_of_another_version_is_refused_at_the_start(settings: ReplayServerSettings) -> None:
-    """A strategy that is not known is named."""
+@pytest.mark.parametrize(
+    ("instead", "words"), [(b"uniqorn", "'uniqorn' is not known"), (b"\xff\xff\xff\xff\xff\xff\xff", "another version")]
+)
+def test_a_table_of_another_version_is_refused_at_the_start(
+    settings: ReplayServerSettings, instead: bytes, words: str
+) -> None:
+    """A strategy that is not known is named; a config that cannot be read is no riddle either."""
     with ReplayServer(settings) as bound, ReplayClient(bound.address) as client:
         client.create_table(table_config())
         with redis_client(settings) as store:
             value = store.hget("zero:tables", "games")
-            store.hset("zero:tables", "games", value.replace(b"uniform", b"uniqorn"))
-    with pytest.raises(ReplayServerError, match="'uniqorn' is not known"):
+            store.hset("zero:tables", "games", value.replace(b"uniform", instead))
+    with pytest.raises(ReplayServerError, match=words) as caught:
         ReplayServer(settings).start()
+    assert "table 'games'" in str(caught.value)
+    assert "\n" not in str(caught.value)
