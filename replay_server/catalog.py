@@ -15,7 +15,7 @@ from replay_server.group_commit import GroupCommit
 from replay_server.limits import Limits
 from replay_server.log_entry import LogError
 from replay_server.metrics import ServerMetrics
-from replay_server.priority_log import PriorityPages, give_back_priorities, priority_commands, take_priorities
+from replay_server.priority_log import PriorityPages, give_back_priorities, page_commands, take_priorities
 from replay_server.rate_limiter import LimiterCounts
 from replay_server.recovery import recover_table
 from replay_server.redis_log import RedisLog
@@ -65,11 +65,13 @@ class Catalog:
         self._limits = limits
         self._rng = rng
         self._tables: dict[str, ServedTable] = {}
+        self._losses = 0  # how often Redis has lost data
         self._saved: dict[str, Mapping[str, int]] = {}  # counters by table
         self._changing = asyncio.Lock()
         self._changes: set[asyncio.Task[object]] = set()
         self._metrics: ServerMetrics | None = None
         self._recovery: RecoveryProgress | None = RecoveryProgress("", 0, 0)
+        self._gives_up = False
         commit.keep(self._keep)
 
     @property
@@ -115,6 +117,10 @@ class Catalog:
                 await self._recover(config, limiters.get(config.name))
         self._recovery = None
 
+    def give_up_recovery(self) -> None:
+        """Let `recover` end soon with a LogError."""
+        self._gives_up = True
+
     async def _recover(self, config: TableConfig, rate_limiter: RateLimiterConfig | None) -> None:
         if config.durability is Durability.MEMORY:
             self._serve(self._new_table(config), rate_limiter)
@@ -124,6 +130,8 @@ class Catalog:
 
         def loaded(number: int) -> None:
             nonlocal progress
+            if self._gives_up:  # on the thread of Redis, which nothing else can interrupt
+                raise LogError(f"table {config.name!r} was not loaded to its end")
             progress = progress._replace(entries_loaded=progress.entries_loaded + number)
             self._recovery = progress
 
@@ -295,6 +303,7 @@ class Catalog:
                 commands.append(self._log.rate_limiter_command(config.name, served.limiter.config))
             served.table.priorities.mark_changed()
         self._saved.clear()
+        self._losses += 1
         return commands
 
     async def save_priorities(self) -> None:
@@ -305,24 +314,24 @@ class Catalog:
             name = served.table.config.name
             taken = take_priorities(served.table, self._commit.first_unsettled_ordinal(served))
             state = _counts_of(served)
-            commands = priority_commands(self._log, name, taken) if taken else []
-            if state != self._saved.get(name):
-                commands.append(self._log.state_command(name, state))
-            if commands:
-                await self._save(served, taken, state, commands)
+            try:
+                if state != self._saved.get(name):
+                    await self._commit.write([self._log.state_command(name, state)])
+                    self._saved[name] = state
+                if taken is not None:
+                    await self._save(served, taken)
+            except Refusal as refusal:
+                if taken is not None:
+                    give_back_priorities(served.table, taken)
+                logger.warning("priorities and counters of table %s were not saved: %s", name, refusal)
 
-    async def _save(
-        self, served: ServedTable, taken: PriorityPages | None, state: Mapping[str, int], commands: list[Command]
-    ) -> None:
-        name = served.table.config.name
-        try:
+    async def _save(self, served: ServedTable, taken: PriorityPages) -> None:
+        losses = self._losses
+        for commands in page_commands(self._log, served.table, taken):
+            # The last write makes all pages count: none may have been lost, nor belong to a table that is no more.
+            if losses != self._losses or self._tables.get(served.name) is not served:
+                return
             await self._commit.write(commands)
-        except Refusal as refusal:
-            if taken is not None:
-                give_back_priorities(served.table, taken)
-            logger.warning("priorities and counters of table %s were not saved: %s", name, refusal)
-        else:
-            self._saved[name] = state
 
     async def verify(self, name: str) -> Verification:
         """Hold the log of a table against memory.

@@ -183,7 +183,9 @@ def serve(  # noqa: PLR0913, PLR0917 - one parameter per option, as typer wants 
     max_table_mib: Annotated[
         int | None,
         typer.Option(
-            envvar="ZERO_MAX_TABLE_MIB", min=1, help="All tables together, in MiB; by default four fifths of the memory."
+            envvar="ZERO_MAX_TABLE_MIB",
+            min=1,
+            help="All tables together, in MiB; by default four fifths of the memory.",
         ),
     ] = None,
     max_in_flight_mib: Annotated[

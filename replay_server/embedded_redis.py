@@ -62,6 +62,7 @@ class EmbeddedRedis:
         self._pid_file = self._directory / "redis.pid"
         self._process: subprocess.Popen[bytes] | None = None
         self._started_at = 0.0
+        self._gives_up = False
         self._tended = (0.0, 0)  # when, and how large the file was
         self._written = 0  # bytes since the cache was released
         self._socket_directory = self._directory
@@ -164,7 +165,13 @@ class EmbeddedRedis:
         finally:
             client.close()
 
+    def give_up_loading(self) -> None:
+        """Let `ensure_running` end soon with a ReplayServerError if it still waits; for any thread."""
+        self._gives_up = True
+
     def _check_alive(self) -> None:
+        if self._gives_up:
+            raise ReplayServerError("the embedded redis-server is stopped before it has loaded its data")
         if self._process is None or self._process.poll() is not None:
             raise ReplayServerError(f"the embedded redis-server ended at once; see {self._directory / 'redis.log'}")
 

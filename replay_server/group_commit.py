@@ -14,9 +14,9 @@ What holds, also with a Redis that is restarted or replaced at any moment:
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import redis
@@ -203,15 +203,14 @@ class GroupCommit:
 
     async def _write(self, write: Write) -> None:
         """Write for a caller, who may go away meanwhile: the write comes to its end all the same."""
-        self._writer.check_up()
-        task = asyncio.create_task(self._write_now(write))
+        task = asyncio.create_task(self._settle(self._writer.write(write)))
         self._writes.add(task)
         task.add_done_callback(self._writes.discard)
         await asyncio.shield(task)
 
-    async def _write_now(self, write: Write) -> None:
+    async def _settle(self, outcome: Coroutine[Any, Any, None]) -> None:
         try:
-            await self._writer.write(write)
+            await outcome
         except Refusal:
             self._notice()
             raise
@@ -308,7 +307,7 @@ class GroupCommit:
         write = Write(commands, partial(_store_placed, tables), partial(_abandon_placed, tables), _must_flush(targets))
         started = time.perf_counter()
         try:
-            await self._write_now(write)
+            await self._settle(self._writer.write(write))
         except Refusal as refusal:
             for one in batch:
                 _fail(one.done, refusal)

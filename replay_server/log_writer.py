@@ -3,8 +3,8 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import redis
 
@@ -68,8 +68,8 @@ class LogWriter:
         """Have the next write begin with these, which may be executed again and again."""
         self._dropping += commands
 
-    async def write(self, write: Write) -> None:
-        """Write, and everything that was removed.
+    def write(self, write: Write) -> Coroutine[Any, Any, None]:
+        """Write, after all writes before, and with it everything that was removed; the outcome has to be awaited.
 
         When an answer of Redis is lost, this raises at once, but the write is settled when Redis is back.
 
@@ -86,12 +86,13 @@ class LogWriter:
             write.undone()
 
         first = [*dropping, *_change_commands(removed)]
-        await self._perform(first, Write(write.commands, write.done, undo, write.flushed))
-
-    async def _perform(self, first: Sequence[Command], write: Write) -> None:
         wait = write.flushed and self._store.must_be_asked
+        executing = self._store.submit(self._execute, first, write.commands, wait)
+        return self._settle_write(executing, write._replace(undone=undo))
+
+    async def _settle_write(self, executing: "asyncio.Future[None]", write: Write) -> None:
         try:
-            await self._store.run(self._execute, first, write.commands, wait)
+            await executing
         except WriteInDoubtError as error:
             self._doubted = write
             self.fail(error)

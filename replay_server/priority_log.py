@@ -1,7 +1,11 @@
-"""Priorities kept in Redis every few seconds: what a crash loses of them is relearned, so they need no log."""
+"""Priorities kept in Redis every few seconds: what a crash loses of them is relearned, so they need no log.
+
+Under `priorities:<table>:pages` is a hash of pages, little-endian, by their numbers. They go out some at a time; with
+the last ones goes `priorities:<table>:state`, which says of which chunks on the pages hold nothing.
+"""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -14,20 +18,20 @@ from replay_server.redis_log import RedisLog
 from replay_server.table import Table
 from replay_server.write_chain import Command
 
+_PAGES_PER_WRITE = 256  # 4 MiB: a write has to be done within the timeout, and inserts wait for it
+
 
 @dataclass(frozen=True)
 class PriorityPages:
-    """Changed priorities of a table at one moment.
+    """Changed priorities of a table.
 
     Attributes:
         pages: numbers of the changed pages.
-        data: float32, little-endian, of each page.
         next_ordinal: steps of chunks from there on have no saved priority.
         highest: the highest priority seen.
     """
 
     pages: Sequence[int]
-    data: Sequence[bytes]
     next_ordinal: int
     highest: float
 
@@ -42,9 +46,7 @@ def take_priorities(table: Table, next_ordinal: int) -> PriorityPages | None:
     pages = table.priorities.take_changed_pages() if table.has_priorities else []
     if not pages:
         return None
-    values = table.priorities.values
-    data = [values[page * PAGE_SLOTS : (page + 1) * PAGE_SLOTS].astype("<f4").tobytes() for page in pages]
-    return PriorityPages(pages, data, next_ordinal, table.priorities.highest)
+    return PriorityPages(pages, next_ordinal, table.priorities.highest)
 
 
 def give_back_priorities(table: Table, taken: PriorityPages) -> None:
@@ -52,13 +54,21 @@ def give_back_priorities(table: Table, taken: PriorityPages) -> None:
     table.priorities.mark_changed(list(taken.pages))
 
 
-def priority_commands(log: RedisLog, table: str, taken: PriorityPages) -> list[Command]:
-    """Write pages."""
-    key = log.key("priorities", table)
-    pages = zip(taken.pages, taken.data, strict=True)
-    commands: list[Command] = [("SETRANGE", key, page * PAGE_SLOTS * 4, data) for page, data in pages]
-    state = json.dumps({"next_ordinal": taken.next_ordinal, "highest": taken.highest})
-    return [*commands, ("SET", log.key("priorities", table, "state"), state)]
+def page_commands(log: RedisLog, table: Table, taken: PriorityPages) -> Iterator[list[Command]]:
+    """Write pages as they are when their commands are asked for; one list per write, the last one makes them count."""
+    name = table.config.name
+    for i in range(0, len(taken.pages), _PAGES_PER_WRITE):
+        part = taken.pages[i : i + _PAGES_PER_WRITE]
+        words = [word for page in part for word in (page, _page_of(table, page))]
+        commands: list[Command] = [("HSET", log.key("priorities", name, "pages"), *words)]
+        if i + len(part) == len(taken.pages):
+            state = json.dumps({"next_ordinal": taken.next_ordinal, "highest": taken.highest})
+            commands.append(("SET", log.key("priorities", name, "state"), state))
+        yield commands
+
+
+def _page_of(table: Table, page: int) -> bytes:
+    return table.priorities.values[page * PAGE_SLOTS : (page + 1) * PAGE_SLOTS].astype("<f4").tobytes()
 
 
 def load_priorities(client: redis.Redis, log: RedisLog, table: Table, ordinals: NDArray[np.int64]) -> None:
@@ -76,7 +86,15 @@ def load_priorities(client: redis.Redis, log: RedisLog, table: Table, ordinals: 
     name = table.config.name
     state = cast("bytes | None", client.get(log.key("priorities", name, "state")))
     saved = json.loads(state) if state is not None and table.has_priorities else {"next_ordinal": 0, "highest": 0.0}
-    stored = cast("bytes | None", client.get(log.key("priorities", name))) if saved["next_ordinal"] else None
-    values = np.frombuffer(stored or b"", "<f4")[: len(ordinals)].astype(np.float32)
-    known = ordinals[: len(values)]
-    table.restore_priorities(values, (known >= 0) & (known < saved["next_ordinal"]), float(saved["highest"]))
+    values = np.zeros(len(ordinals), np.float32)
+    valid = np.zeros(len(ordinals), np.bool_)
+    numbers = range(-(-len(ordinals) // PAGE_SLOTS) if saved["next_ordinal"] else 0)
+    for part in (numbers[i : i + _PAGES_PER_WRITE] for i in range(0, len(numbers), _PAGES_PER_WRITE)):
+        pages = cast("list[bytes | None]", client.hmget(log.key("priorities", name, "pages"), [str(i) for i in part]))
+        for number, page in zip(part, pages, strict=True):
+            slots = slice(number * PAGE_SLOTS, (number + 1) * PAGE_SLOTS)
+            if page is not None:
+                values[slots] = np.frombuffer(page, "<f4")
+                valid[slots] = True
+    valid &= (ordinals >= 0) & (ordinals < saved["next_ordinal"])
+    table.restore_priorities(values, valid, float(saved["highest"]))

@@ -9,7 +9,7 @@ Layout, under a prefix:
 - `removed:<table>`: set of the ordinals of chunks that are no longer stored although their entry is still there.
 - `evicted:<table>`: list of the trajectories removed last.
 - `state:<table>`: hash of counters.
-- `priorities:<table>`, `priorities:<table>:state`: see priority_log.py.
+- `priorities:<table>:pages`, `priorities:<table>:state`: see priority_log.py.
 - `updated:<table>`, `column:<table>:<page>:<column>`: see column_log.py.
 """
 
@@ -116,9 +116,8 @@ class RedisLog:
 
     def wipe_commands(self, table: str) -> list[Command]:
         """Delete everything that a table holds and remembers, updated columns aside."""
-        names = ("log", "removed", "evicted", "state", "priorities", "updated")
-        keys = [self.key(name, table) for name in names]
-        return [("UNLINK", *keys, self.key("priorities", table, "state"))]
+        keys = [self.key(name, table) for name in ("log", "removed", "evicted", "state", "updated")]
+        return [("UNLINK", *keys, *(self.key("priorities", table, name) for name in ("pages", "state")))]
 
     # --- state -------------------------------------------------------------------------------------------------------
 
@@ -195,7 +194,9 @@ class RedisLog:
         if not evicted:
             return []
         key = self.key("evicted", table)
-        pushes: list[Command] = [("RPUSH", key, *part) for part in _parts([_pack_evicted(one) for one in evicted])]
+        pushes: list[Command] = [
+            ("RPUSH", key, *part) for part in _parts([_pack_evicted(one) for one in evicted[-KNOWN_REMOVED:]])
+        ]
         return [*pushes, ("LTRIM", key, -KNOWN_REMOVED, -1)]
 
     def read_evicted(self, client: redis.Redis, table: str) -> list[Removed]:

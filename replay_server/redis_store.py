@@ -53,13 +53,19 @@ class RedisStore:
         Raises:
             redis.RedisError: as the function does.
         """
+        return await self.submit(function, *arguments, **keywords)
+
+    def submit(
+        self, function: Callable[Concatenate[redis.Redis, P], R], *arguments: P.args, **keywords: P.kwargs
+    ) -> "asyncio.Future[R]":
+        """Have a function called as by `run`, after all that were submitted before."""
 
         def call() -> R:
             if self._client is None:
                 raise redis.ConnectionError("Redis is not connected")
             return function(self._client, *arguments, **keywords)
 
-        return await asyncio.get_running_loop().run_in_executor(self._executor, call)
+        return asyncio.get_running_loop().run_in_executor(self._executor, call)
 
     async def connect(self) -> None:
         """Connect, or connect again; an embedded Redis that has ended is started again.
@@ -101,6 +107,11 @@ class RedisStore:
         policy = _setting(client, "maxmemory-policy")
         if policy not in {"noeviction", "unknown"}:
             logger.warning("Redis has maxmemory-policy %s: it may delete what was acknowledged; use noeviction", policy)
+
+    def give_up_loading(self) -> None:
+        """Let `connect` end soon although an embedded Redis has not loaded its data yet."""
+        if self._embedded is not None:
+            self._embedded.give_up_loading()
 
     async def tend(self) -> None:
         """Notice another policy, keep the file of an embedded Redis small; call it every few seconds.

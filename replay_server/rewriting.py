@@ -89,7 +89,9 @@ def _lost_chunks(table: Table, newest: tuple[int, int]) -> Iterator[_Lost]:
             start += chunk.num_steps
             if order_of(chunk.entry) > newest:
                 is_last = chunk is stored.chunks[-1]
-                yield _Lost(chunk, _as_chunk(stored, chunk, is_last=is_last), stored.stored_at, slots)
+                weights_version, stored_at = table.origin_of(int(slots[0]))
+                whole = replace(_as_chunk(stored, chunk, is_last=is_last), weights_version=weights_version)
+                yield _Lost(chunk, whole, stored_at, slots)
 
 
 def _as_chunk(stored: Stored, chunk: StoredChunk, *, is_last: bool) -> Trajectory:

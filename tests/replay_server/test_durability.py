@@ -19,7 +19,7 @@ import pytest
 import redis
 from redis.connection import Connection
 
-from replay_server import write_chain
+from replay_server import priority_log, write_chain
 from replay_server.answers import InsertResult, ReplayError, ReplayTimeout
 from replay_server.client import ReplayClient
 from replay_server.redis_store import RedisStore
@@ -286,6 +286,41 @@ def test_priorities_survive_a_restart(settings: ReplayServerSettings) -> None:
         after = probabilities(client.sample("games", 500, {"action": 1}))
         newest = max(after)
         assert after[newest] == pytest.approx(7 / 35), "a new step gets the highest priority ever seen"
+
+
+def test_priorities_are_saved_some_at_a_time_and_count_together(
+    settings: ReplayServerSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No write is larger than Redis can take in time; at the next start all are there."""
+    monkeypatch.setattr(priority_log, "_PAGES_PER_WRITE", 1)
+    writes: list[int] = []
+    write = WriteChain.write
+
+    def note_and_write(chain: WriteChain, commands: Sequence[Command], **keywords: bool) -> None:
+        writes.append(
+            sum(
+                len(word)
+                for command in commands
+                for word in command
+                if command[0] == "HSET" and isinstance(word, bytes)
+            )
+        )
+        write(chain, commands, **keywords)
+
+    config = table_config(capacity=20_000, selector="prioritized", priority_exponent=1.0)
+    with ReplayServer(settings) as bound, ReplayClient(bound.address) as client:
+        client.create_table(config)
+        client.insert("games", [played(1, 20_000)])
+        first = int(client.sample("games", 1, {"action": 1}).keys[0]) & ~0xFFFFFFFF
+        keys = np.arange(20_000, dtype=np.uint64) | np.uint64(first)
+        priorities = np.where(np.arange(20_000) % 4096 < 2, 1.0, 0.0).astype(np.float32)
+        client.update_priorities("games", PriorityUpdates(keys, priorities))
+        monkeypatch.setattr(WriteChain, "write", note_and_write)
+    assert sum(size > 4096 for size in writes) == 5
+    assert max(writes) < 20_000
+    with ReplayServer(settings) as bound, ReplayClient(bound.address) as client:
+        slots = client.sample("games", 500, {"action": 1}).keys & np.uint64(0xFFFFFFFF)
+        assert set(slots.tolist()) == {4096 * page + i for page in range(5) for i in range(2)}
 
 
 def probabilities(batch: SequenceBatch) -> dict[int, float]:

@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 import redis
 
+from replay_server import redis_log
 from replay_server.answers import InsertResult, ReplayError
 from replay_server.block import Block, Record
 from replay_server.client import ReplayClient
 from replay_server.column_log import ColumnLog
 from replay_server.redis_log import RedisLog
 from replay_server.server import ReplayServer, ReplayServerSettings
+from replay_server.stored import Removed
 from replay_server.table import Placement, Table
 from tests.replay_server.held import all_steps, trajectories
 from tests.replay_server.killable import KillableServer, killable_server
@@ -271,6 +273,15 @@ def stored_block(num_steps: int) -> tuple[Block, Placement, list[str]]:
         Placement(0, np.arange(num_steps, dtype=np.int32), 0.0),
         ["1-1"],
     )
+
+
+def test_no_more_removed_ones_are_written_than_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The newest of them."""
+    monkeypatch.setattr(redis_log, "KNOWN_REMOVED", 3)
+    removed = [Removed(f"t{number}", (), open=False) for number in range(10)]
+    push, trim = RedisLog("zero").evicted_commands("games", removed)
+    assert [value[-2:] for value in push[2:]] == [b"t7", b"t8", b"t9"]
+    assert trim == ("LTRIM", "zero:evicted:games", -3, -1)
 
 
 def test_what_was_drawn_up_stays_gone(settings: ReplayServerSettings) -> None:

@@ -182,6 +182,26 @@ def test_an_idle_server_notices_that_redis_is_empty(settings: ReplayServerSettin
                 until(lambda: bool(store.exists("zero:priorities:games:state")))
 
 
+def test_a_chunk_given_back_keeps_the_weights_that_played_it(
+    settings: ReplayServerSettings, forgetful: ForgetfulRedis
+) -> None:
+    """A game that goes on with newer weights says so of its later steps, also after Redis has lost it."""
+    whole = played(1, 4)
+    with ReplayServer(settings) as bound, ReplayClient(bound.address) as client:
+        client.create_table(table_config())
+        for i, version in enumerate((5, 7)):
+            columns = {name: column[2 * i : 2 * i + 2] for name, column in whole.columns.items()}
+            part = replace(whole, columns=columns, first_step=2 * i, open=not i, terminated=bool(i))
+            client.insert("games", [replace(part, weights_version=version)])
+        held = all_steps(client)
+        assert {version for *_, version in held.values()} == {5, 7}
+        forgetful.restart()
+        client.insert("games", [played(2)], timeout=30)
+        held = all_steps(client)
+    with ReplayServer(settings) as bound, ReplayClient(bound.address) as client:
+        assert all_steps(client) == held
+
+
 @pytest.mark.parametrize("written", [True, False])
 def test_writing_again_may_be_broken_off(
     settings: ReplayServerSettings, forgetful: ForgetfulRedis, monkeypatch: pytest.MonkeyPatch, written: bool
