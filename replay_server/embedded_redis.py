@@ -161,6 +161,7 @@ class EmbeddedRedis:
     def _wait_until_ready(self) -> None:
         client = connect_to_socket(self.socket_path, timeout=1.0)
         try:
+            self._check_alive()
             wait_until_ready(client.ping, self._check_alive)
         finally:
             client.close()

@@ -45,6 +45,8 @@ logger = logging.getLogger(__name__)
 
 _MAX_HEALTH_BYTES = 4096
 _CHECK_SECONDS = 0.5
+_START_CHECK_SECONDS = 0.02
+_START_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -120,16 +122,24 @@ class ReplayServer:
         self._failure: BaseException | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping: asyncio.Event | None = None
+        self._started = threading.Event()  # set when there are loop and event
         self._grace = 0.0
         self._thread = threading.Thread(target=self._run, name="replay-server", daemon=True)
 
-    def start(self) -> BoundAddresses:
+    def start(self, stop: threading.Event | None = None) -> BoundAddresses:
         """Start and recover; returns when the server takes calls.
+
+        Args:
+            stop: breaks it off, as `stop` called from another thread does.
 
         Raises:
             ReplayServerError: one line that names the cause and the remedy.
         """
         self._thread.start()
+        while stop is not None and not self._ready.done() and not stop.wait(_START_CHECK_SECONDS):
+            pass
+        if stop is not None and stop.is_set():
+            self._ask_to_stop()
         try:
             return self._ready.result()
         except ReplayServerError:
@@ -154,12 +164,15 @@ class ReplayServer:
         if self._thread.ident is None:
             return
         self._grace = grace
-        if self._loop is not None and self._stopping is not None and self._thread.is_alive():
-            with contextlib.suppress(RuntimeError):  # the loop may end at this very moment
-                self._loop.call_soon_threadsafe(self._stopping.set)
+        self._ask_to_stop()
         self._thread.join()
         if self._failure is not None:
             raise ReplayServerError(f"the replay server had ended: {self._failure}") from self._failure
+
+    def _ask_to_stop(self) -> None:
+        if self._started.wait(_START_SECONDS) and self._loop is not None and self._stopping is not None:
+            with contextlib.suppress(RuntimeError):  # the loop may have ended
+                self._loop.call_soon_threadsafe(self._stopping.set)
 
     def __enter__(self) -> BoundAddresses:
         return self.start()
@@ -185,15 +198,21 @@ class ReplayServer:
     async def _main(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._stopping = asyncio.Event()
+        self._started.set()
         tune_malloc()
         parts = _Parts(self._settings)
         async with AsyncExitStack() as stack:
             if self._settings.redis_url is None:
                 stack.enter_context(_locked(self._settings.data_dir))
             addresses = await stack.enter_async_context(parts.serving(lambda: self._grace))
-            await parts.recover()
-            self._ready.set_result(addresses)
             stopping = asyncio.create_task(self._stopping.wait())
+            recovering = asyncio.create_task(parts.recover())
+            await asyncio.wait((stopping, recovering), return_when=asyncio.FIRST_COMPLETED)
+            if not recovering.done():
+                await parts.give_up(recovering)
+                raise ReplayServerError("the replay server was stopped before it had loaded its data; start it again")
+            recovering.result()
+            self._ready.set_result(addresses)
             done, _ = await asyncio.wait((stopping, *parts.tasks), return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 task.result()
@@ -329,6 +348,13 @@ class _Parts:
             self._store.appendfsync,
         )
 
+    async def give_up(self, recovering: "asyncio.Task[None]") -> None:
+        """End `recover` soon, wherever it is."""
+        self._catalog.give_up_recovery()
+        self._store.give_up_loading()
+        recovering.cancel()
+        await asyncio.wait((recovering,))
+
     async def _save_priorities(self) -> None:
         while not self._ending.is_set():
             with contextlib.suppress(TimeoutError):
@@ -385,7 +411,12 @@ def run_replay_server(
         ReplayServerError: it cannot start, or has ended by itself.
     """
     server = ReplayServer(settings)
-    addresses = server.start()
+    try:
+        addresses = server.start(stop)
+    except ReplayServerError:
+        if stop.is_set():
+            return
+        raise
     try:
         if on_ready is not None:
             on_ready(addresses)

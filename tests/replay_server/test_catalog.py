@@ -16,7 +16,7 @@ from replay_server import recovery, table
 from replay_server.answers import InsertResult, RecoveryProgress, ReplayError, ReplayTimeout
 from replay_server.catalog import Catalog
 from replay_server.client import ReplayClient
-from replay_server.server import ReplayServer, ReplayServerError, ReplayServerSettings
+from replay_server.server import ReplayServer, ReplayServerError, ReplayServerSettings, run_replay_server
 from replay_server.table import Table, memory_of
 from tests.replay_server.held import all_steps, trajectories, until
 from tests.replay_server.held_writes import held_writes
@@ -305,6 +305,35 @@ def test_a_start_says_how_far_it_is(settings: ReplayServerSettings, monkeypatch:
         go_on.set()
         starting.join()
         server.stop()
+
+
+def test_a_stop_does_not_wait_for_the_loading(settings: ReplayServerSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rest of the log is left alone, everything is there at the next start."""
+    with ReplayServer(settings) as bound, ReplayClient(bound.address) as client:
+        client.create_table(table_config())
+        for number in range(5):
+            client.insert("games", [played(number)])
+    stop, gives_up, restored = threading.Event(), threading.Event(), []
+    restore, give_up = recovery._restore, Catalog.give_up_recovery
+
+    def restore_and_wait(*arguments: object) -> None:
+        restore(*arguments)
+        restored.append(arguments)
+        stop.set()
+        assert gives_up.wait(20)
+
+    def note_and_give_up(catalog: Catalog) -> None:
+        give_up(catalog)
+        gives_up.set()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(recovery, "_GROUP_BYTES", 1)
+        patch.setattr(recovery, "_restore", restore_and_wait)
+        patch.setattr(Catalog, "give_up_recovery", note_and_give_up)
+        run_replay_server(settings, stop)
+    assert len(restored) == 1
+    with ReplayServer(settings) as bound, ReplayClient(bound.address) as client:
+        assert client.server_info().tables["games"].num_trajectories == 5
 
 
 def test_fsync_is_promised_only_where_redis_gives_it(settings: ReplayServerSettings, tmp_path: Path) -> None:

@@ -141,3 +141,10 @@ def test_a_large_file_does_not_fill_the_page_cache(
     assert resident_bytes(file) > 30 << 20
     embedded.note_written(1 << 20)
     assert 3 << 20 < resident_bytes(file) < 8 << 20
+
+
+def test_a_stop_ends_the_waiting(embedded: EmbeddedRedis) -> None:
+    """Whoever waits for the data to be loaded is told so."""
+    embedded.give_up_loading()
+    with pytest.raises(ReplayServerError, match="stopped before"):
+        embedded.ensure_running()
