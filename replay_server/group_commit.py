@@ -86,6 +86,11 @@ class GroupCommit:
         return self._writer.down_because
 
     @property
+    def times_away(self) -> int:
+        """How often Redis has gone away: in between it has lost nothing."""
+        return self._writer.times_away
+
+    @property
     def gives_fsync(self) -> bool:
         """Whether tables can have durability `fsync` now."""
         return self._store.gives_fsync

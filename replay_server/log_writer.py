@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import redis
@@ -19,6 +19,7 @@ from zero.wire.codec import Reason
 logger = logging.getLogger(__name__)
 
 _RECONNECT_SECONDS = 0.25
+_PIECE_BYTES = 8 << 20
 
 
 class Write(NamedTuple):
@@ -46,12 +47,14 @@ class LogWriter:
     Attributes:
         tables: by name.
         down_because: why Redis is away; empty while it is there.
+        times_away: how often it has gone away.
         may_be_unflushed: something that has to be on the disk of Redis is in Redis, but maybe not on its disk.
     """
 
     def __init__(self, store: RedisStore, log: RedisLog) -> None:
         self.tables: dict[str, TableLog] = {}
         self.down_because = ""
+        self.times_away = 0
         self.may_be_unflushed = False
         self._store = store
         self._log = log
@@ -156,6 +159,7 @@ class LogWriter:
     def fail(self, error: Exception) -> None:
         """Redis is away until `come_back` has returned."""
         if not self.down_because:
+            self.times_away += 1
             logger.error("Redis is away, inserts are refused until it is back: %s", _line(error))
         self.down_because = _line(error)
 
@@ -208,7 +212,8 @@ class LogWriter:
         removed = self._take_changes()
         kept = [command for commands in self._kept for command in commands()]
         try:
-            await self._store.run(self._execute, [*self._dropping, *_change_commands(removed), *kept])
+            for commands in _pieces([*self._dropping, *_change_commands(removed), *kept]):
+                await self._store.run(self._execute, commands)
         except redis.RedisError:
             _give_back_changes(removed)
             raise
@@ -222,6 +227,19 @@ class LogWriter:
     def _execute_all(self, client: redis.Redis, writes: Iterable[Sequence[Command]]) -> None:
         for commands in writes:
             self._execute(client, commands)
+
+
+def _pieces(commands: Iterable[Command]) -> Iterator[list[Command]]:
+    """Commands that may be executed again and again, in writes that are done within the timeout of Redis."""
+    piece: list[Command] = []
+    size = 0
+    for command in commands:
+        piece.append(command)
+        size += sum(len(word) for word in command if isinstance(word, bytes))
+        if size >= _PIECE_BYTES:
+            yield piece
+            piece, size = [], 0
+    yield piece
 
 
 def _give_back_changes(taken: Iterable[tuple[TableLog, Changes]]) -> None:

@@ -22,7 +22,7 @@ R = TypeVar("R")
 
 
 class RedisStore:
-    """A Redis for one thread of its own; everything that talks to Redis goes through `run`.
+    """A Redis for a thread of its own: everything that has an order goes through `run`, what is long goes beside it.
 
     Attributes:
         appendfsync: the policy that Redis follows, "no" without an append-only file, "unknown" where it does not tell.
@@ -37,6 +37,8 @@ class RedisStore:
         self._embedded = embedded
         self._client: redis.Redis | None = None
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="replay-redis")
+        self._aside: redis.Redis | None = None
+        self._aside_executor = ThreadPoolExecutor(1, thread_name_prefix="replay-aside")
         self.appendfsync = "unknown"
         self.gives_fsync = self.flushes_itself = self._has_file = False
 
@@ -67,6 +69,29 @@ class RedisStore:
 
         return asyncio.get_running_loop().run_in_executor(self._executor, call)
 
+    async def run_aside(
+        self, function: Callable[Concatenate[redis.Redis, P], R], *arguments: P.args, **keywords: P.kwargs
+    ) -> R:
+        """Call a function with another client on another thread: writes do not wait for what it moves.
+
+        Raises:
+            redis.RedisError: as the function does, or Redis is away.
+        """
+
+        def call() -> R:
+            if self._client is None:
+                raise redis.ConnectionError("Redis is not connected")
+            if self._aside is None:
+                self._aside = self._open()
+            try:
+                return function(self._aside, *arguments, **keywords)
+            except redis.ConnectionError:
+                self._aside.close()
+                self._aside = None  # an embedded Redis may come back at another address
+                raise
+
+        return await asyncio.get_running_loop().run_in_executor(self._aside_executor, call)
+
     async def connect(self) -> None:
         """Connect, or connect again; an embedded Redis that has ended is started again.
 
@@ -82,13 +107,16 @@ class RedisStore:
             self._client = None
         if self._embedded is not None:
             self._embedded.ensure_running()
-            client = connect_to_socket(self._embedded.socket_path, self._timeout_seconds)
-        else:
-            client = _connect_to_url(self._url or "", self._timeout_seconds)
+        client = self._open()
         client.ping()
         self._read_policy(client)
         self._warn(client)
         self._client = client
+
+    def _open(self) -> redis.Redis:
+        if self._embedded is not None:
+            return connect_to_socket(self._embedded.socket_path, self._timeout_seconds)
+        return _connect_to_url(self._url or "", self._timeout_seconds)
 
     def _read_policy(self, client: redis.Redis) -> None:
         state = cast("dict[str, int]", client.info("persistence"))
@@ -129,9 +157,13 @@ class RedisStore:
             self._embedded.note_written(num_bytes)
 
     async def close(self) -> None:
-        """Disconnect, stop an embedded Redis, end the thread."""
+        """Disconnect, stop an embedded Redis, end the threads."""
+        self._aside_executor.shutdown(wait=False, cancel_futures=True)
         await asyncio.get_running_loop().run_in_executor(self._executor, self._close)
         self._executor.shutdown()
+        await asyncio.to_thread(self._aside_executor.shutdown)
+        if self._aside is not None:
+            self._aside.close()
 
     def _close(self) -> None:
         if self._client is not None:

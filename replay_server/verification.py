@@ -66,11 +66,11 @@ async def verify_table(store: RedisStore, log: RedisLog, check: "Check") -> Veri
         redis.RedisError: Redis does not answer.
     """
     config = check.config
-    removed = await store.run(log.read_removed, config.name)
+    removed = await store.run_aside(log.read_removed, config.name)
     after, count = "", 1
-    while page := await store.run(log.read_page, config.name, after, count):
+    while page := await store.run_aside(log.read_page, config.name, after, count):
         after = page[-1][0].decode()
-        checked, problems = await store.run(_check_page, config, page)
+        checked, problems = await store.run_aside(_check_page, config, page)
         size = sum(len(value) for _, fields in page for value in fields.values())
         check.add(checked, problems, removed, len(page), size)
         count = max(1, min(1024, count * _PAGE_BYTES // max(size, 1)))

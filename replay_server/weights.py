@@ -1,9 +1,16 @@
-"""Versioned weights: the newest in memory, the newest few in Redis; versions only grow."""
+"""Versioned weights: the newest in memory, the newest few in Redis; versions only grow.
+
+Under `weights:<version>` is a hash with the payload in parts, `payload`, `payload:1`, `payload:2`, ...; the key
+`weights:newest` names the newest version.
+"""
 
 import asyncio
 import hashlib
+import itertools
+import secrets
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import cast
 
 import redis
@@ -18,6 +25,7 @@ KEPT_VERSIONS = 3
 """How many versions Redis keeps."""
 
 _STAGED_SECONDS = 600
+_PART_BYTES = 4 << 20  # for as long as Redis takes one, every other write waits
 
 
 @dataclass(frozen=True)
@@ -53,6 +61,7 @@ class WeightsKeeper:
         self._prefix = f"{prefix}:weights"
         self._newest = _NONE
         self._publishing = asyncio.Lock()
+        self._namings: set[asyncio.Task[None]] = set()
 
     @property
     def newest(self) -> StoredWeights:
@@ -76,7 +85,7 @@ class WeightsKeeper:
             version,
             int(fields[b"training_step"]),
             fields[b"sha256"],
-            fields[b"payload"],
+            _payload_of(fields),
             float(fields[b"published_at"]),
         )
 
@@ -90,22 +99,36 @@ class WeightsKeeper:
             raise Refusal(Reason.BAD_WEIGHTS, "weights without a single byte")
         if hashlib.sha256(payload).digest() != sha256:
             raise Refusal(Reason.BAD_WEIGHTS, "the chunks do not have the declared sha256")
-        async with self._publishing:
-            if sha256 != self._newest.sha256:
-                weights = StoredWeights(self._newest.version + 1, training_step, sha256, payload, time.time())
-                await self._save(weights)
-                self._newest = weights
-            return self._newest.version
+        if sha256 != self._newest.sha256:
+            weights = StoredWeights(0, training_step, sha256, payload, time.time())
+            times_away = self._commit.times_away
+            staged = f"{self._prefix}:staged:{secrets.token_hex(16)}"
+            await self._stage(staged, weights)
+            # To its end although the caller may go away: memory and Redis name the same bytes.
+            naming = asyncio.create_task(self._name(staged, weights, times_away))
+            self._namings.add(naming)
+            naming.add_done_callback(self._namings.discard)
+            await asyncio.shield(naming)
+        return self._newest.version
 
-    async def _save(self, weights: StoredWeights) -> None:
-        """Bring the bytes first, under a name that stands for their content: a slow transfer holds up no insert."""
-        staged = f"{self._prefix}:staged:{weights.sha256.hex()}"
-        key = f"{self._prefix}:{weights.version}"
+    async def _stage(self, key: str, weights: StoredWeights) -> None:
+        """Bring the bytes first, under a name that nothing knows: a slow transfer holds up no insert."""
         try:
-            await self._store.run(_stage, staged, weights)
+            for words in _parts(weights):
+                await self._store.run_aside(_stage, key, words)
         except redis.RedisError as error:
             raise Refusal(Reason.STORE_UNAVAILABLE, f"Redis did not take the weights: {error}") from None
-        await self._commit.write([("RENAME", staged, key), ("PERSIST", key), *self._point_to(weights.version)])
+
+    async def _name(self, staged: str, weights: StoredWeights, times_away: int) -> None:
+        async with self._publishing:
+            if weights.sha256 == self._newest.sha256:
+                return
+            if times_away != self._commit.times_away:
+                raise Refusal(Reason.STORE_UNAVAILABLE, "Redis was away meanwhile and may have lost a part; try again")
+            version = self._newest.version + 1
+            key = f"{self._prefix}:{version}"
+            await self._commit.write([("RENAME", staged, key), ("PERSIST", key), *self._point_to(version)])
+            self._newest = replace(weights, version=version)
 
     def _point_to(self, version: int) -> list[Command]:
         return [("SET", f"{self._prefix}:newest", version), ("DEL", f"{self._prefix}:{version - KEPT_VERSIONS}")]
@@ -114,20 +137,32 @@ class WeightsKeeper:
         newest = self._newest
         if not newest.version:
             return []
-        return [("HSET", f"{self._prefix}:{newest.version}", *_fields(newest)), *self._point_to(newest.version)]
+        key = f"{self._prefix}:{newest.version}"
+        return [("UNLINK", key), *(("HSET", key, *words) for words in _parts(newest)), *self._point_to(newest.version)]
 
 
-def _stage(client: redis.Redis, key: str, weights: StoredWeights) -> None:
+def _stage(client: redis.Redis, key: str, words: Command) -> None:
     pipeline = client.pipeline(transaction=True)
-    pipeline.execute_command("HSET", key, *_fields(weights))
+    pipeline.execute_command("HSET", key, *words)
     pipeline.execute_command("EXPIRE", key, _STAGED_SECONDS)
     pipeline.execute()
 
 
-def _fields(weights: StoredWeights) -> Command:
-    return (
+def _parts(weights: StoredWeights) -> Iterator[Command]:
+    """Fields and values, some MiB at a time."""
+    yield (
         *("training_step", weights.training_step),
         *("sha256", weights.sha256),
-        *("payload", weights.payload),
         *("published_at", weights.published_at),
     )
+    for number, start in enumerate(range(0, len(weights.payload), _PART_BYTES)):
+        yield _part_name(number), weights.payload[start : start + _PART_BYTES]
+
+
+def _payload_of(fields: Mapping[bytes, bytes]) -> bytes:
+    names = (_part_name(number).encode() for number in itertools.count())
+    return b"".join(fields[name] for name in itertools.takewhile(fields.__contains__, names))
+
+
+def _part_name(number: int) -> str:
+    return f"payload:{number}" if number else "payload"

@@ -19,7 +19,7 @@ import pytest
 import redis
 from redis.connection import Connection
 
-from replay_server import priority_log, write_chain
+from replay_server import priority_log, weights, write_chain
 from replay_server.answers import InsertResult, ReplayError, ReplayTimeout
 from replay_server.client import ReplayClient
 from replay_server.redis_store import RedisStore
@@ -485,6 +485,44 @@ def test_weights_and_versions_survive_restarts(settings: ReplayServerSettings) -
             assert not store.keys("zero:weights:staged*")
             assert {store.ttl(f"zero:weights:{version}") for version in kept} == {-1}, "for ever"
         assert kept == [4, 5, 6]
+
+
+def test_large_weights_hold_up_no_insert(settings: ReplayServerSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They come in parts beside the writes; whole again after a restart, and none of them if Redis was away."""
+    monkeypatch.setattr(weights, "_PART_BYTES", 1000)
+    payload = np.random.default_rng(0).bytes(5500)
+    with (
+        ReplayServer(settings) as bound,
+        ReplayClient(bound.address) as client,
+        ReplayClient(bound.address, repeat=False) as impatient,
+        ThreadPoolExecutor(1) as threads,
+    ):
+        client.create_table(table_config())
+        stage = weights._stage
+        came, go_on = threading.Event(), threading.Event()
+
+        def stage_and_wait(*arguments: object) -> None:
+            stage(*arguments)
+            came.set()
+            assert go_on.wait(20)
+
+        monkeypatch.setattr(weights, "_stage", stage_and_wait)
+        publication = threads.submit(client.publish_weights, payload, 1)
+        assert came.wait(10)
+        assert client.insert("games", [played(1)], timeout=10).stored == 1
+        go_on.set()
+        assert publication.result() == 1
+        came.clear()
+        go_on.clear()
+        publication = threads.submit(impatient.publish_weights, payload[1:], 2)
+        assert came.wait(10)
+        os.kill(redis_pid(settings), signal.SIGKILL)
+        client.insert("games", [played(2)], timeout=30)
+        go_on.set()
+        assert isinstance(publication.exception(), ReplayTimeout)
+    with ReplayServer(settings) as bound, ReplayClient(bound.address) as client:
+        newest = client.get_weights(0)
+        assert (newest.version, newest.training_step, newest.payload) == (1, 1, payload)
 
 
 def test_an_external_redis_is_the_same(settings: ReplayServerSettings, tmp_path: Path) -> None:
