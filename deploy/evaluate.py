@@ -1,73 +1,143 @@
-"""Measures a run once, from its newest checkpoint, and prints a table."""
+"""Measures a run once, from its newest checkpoint, and prints what came of it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from actors.contests import POLICY, SEARCH, Contest, Evaluation, EvaluationReport
 from actors.evaluation import EvaluationScore
 from actors.evaluator import evaluate_weights
-from actors.metrics import PLAYERS
 from deploy.errors import BAD_INPUT, DeployError
 from deploy.roles import check_experiment
 from deploy.run_folder import RunFolder
-from learner.checkpoint import CheckpointError, CheckpointStore
+from learner.checkpoint import Checkpoint, CheckpointError, CheckpointStore
+from zero.config import ExperimentConfig
+from zero.games.game import GameError
 
 DESCRIPTIONS = {
     "random": "uniform random legal actions",
     "greedy": "highest immediate reward",
-    "policy": "the network's policy alone",
-    "search": "the network with search, no noise",
+    "line-fill": "one ply: reward and how full the lines are",
+    "mobility": "one ply: reward and room for the next shapes",
+    "perfect": "the solved game",
+    "flat": "best mean of random games after each action, so many per action",
+    "mcts": "tree search by random games, so many per move",
+    POLICY: "the network's policy alone",
+    SEARCH: "the network with search, no noise",
 }
+"""Of the players by name, or by what stands before the number in it."""
 
 
 def evaluate_run(
-    run_dir: Path, overrides: Sequence[str], num_games: int, console: Console
-) -> dict[str, EvaluationScore]:
-    """Play `num_games` fixed seeds with every player; prints progress and a table.
+    run_dir: Path,
+    overrides: Sequence[str],
+    num_games: int,
+    console: Console,
+    baselines: Sequence[str] | None = None,
+    simulations: Sequence[int] = (),
+) -> Mapping[str, EvaluationScore]:
+    """Play `num_games` fixed seeds with every player, or for each pair of a game for two; prints tables.
 
     Args:
         run_dir: the run's folder.
         overrides: `section.key=value`, of the run's config.
-        num_games: seeds per player.
+        num_games: seeds per player, or per pair.
         console: where to print.
+        baselines: names of baselines; None for those of the game that are quick.
+        simulations: numbers of simulations per move to search with, besides the run's own.
 
     Returns:
         The scores, by player.
 
     Raises:
-        DeployError: no run, no checkpoint, or one that does not fit.
+        DeployError: no run, no checkpoint, or one that does not fit; no such baseline.
     """
     folder = RunFolder(run_dir.absolute())
     config = folder.config(overrides)
     check_experiment(config)
+    checkpoint = _newest(folder, config)
+    try:
+        evaluation = Evaluation(config, num_games, baselines, simulations)
+    except GameError as error:
+        raise DeployError(str(error), BAD_INPUT) from error
+    console.print(
+        f"==> Evaluating {config.name} at training step {checkpoint.training_step:,} "
+        f"on {num_games} fixed seeds, {config.search.num_simulations} simulations per move",
+        highlight=False,
+    )
+    report = _measure(evaluation, checkpoint.model, num_games, console)
+    if report.ratings:
+        console.print(_results_table(report))
+        console.print(_ratings_table(report))
+    else:
+        console.print(_scores_table(report))
+    return report.scores
+
+
+def _newest(folder: RunFolder, config: ExperimentConfig) -> Checkpoint:
     try:
         checkpoint = CheckpointStore(folder.checkpoints).newest(config)
     except CheckpointError as error:
         raise DeployError(str(error), BAD_INPUT) from error
     if checkpoint is None:
         raise DeployError(f"{folder.path} holds no checkpoint yet; train it first", BAD_INPUT)
-    console.print(
-        f"==> Evaluating {config.name} at training step {checkpoint.training_step:,} "
-        f"on {num_games} fixed seeds, {config.search.num_simulations} simulations per move",
-        highlight=False,
-    )
-    columns = (TextColumn("{task.description:>8}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return checkpoint
+
+
+def _measure(evaluation: Evaluation, payload: bytes, num_games: int, console: Console) -> EvaluationReport:
+    columns = (TextColumn("{task.description:>20}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        tasks = {player: progress.add_task(player, total=num_games) for player in PLAYERS}
-        scores = evaluate_weights(
-            config, checkpoint.model, num_games, lambda player, ended: progress.advance(tasks[player], ended)
-        )
-    console.print(_table(scores))
-    return scores
+        tasks: dict[Contest, TaskID] = {}
+
+        def advance(contest: Contest, ended: int) -> None:
+            if contest not in tasks:
+                tasks[contest] = progress.add_task(str(contest), total=num_games)
+            progress.advance(tasks[contest], ended)
+
+        return evaluate_weights(evaluation, payload, advance)
 
 
-def _table(scores: dict[str, EvaluationScore]) -> Table:
-    table = Table("player", "mean score", "± standard error", "games", "what it does")
-    for player, score in scores.items():
+def _scores_table(report: EvaluationReport) -> Table:
+    """Of a game for one player."""
+    table = Table("player", "mean score", "± standard error", "median", "games", "what it does")
+    for player, score in report.scores.items():
         table.add_row(
-            player, f"{score.mean:.2f}", f"{score.standard_error:.2f}", str(score.num_games), DESCRIPTIONS[player]
+            player,
+            f"{score.mean:.2f}",
+            f"{score.standard_error:.2f}",
+            f"{score.median:.2f}",
+            str(score.num_games),
+            _description(player),
         )
     return table
+
+
+def _results_table(report: EvaluationReport) -> Table:
+    """Of the pairs of a game for two players, each playing both sides."""
+    table = Table("player", "opponent", "mean result", "± standard error", "won", "drawn", "lost")
+    for contest, score in report.contests.items():
+        drawn = score.num_games - score.num_won - score.num_lost
+        counts = (score.num_won, drawn, score.num_lost)
+        table.add_row(
+            contest.player,
+            contest.opponent,
+            f"{score.mean:+.3f}",
+            f"{score.standard_error:.3f}",
+            *(f"{count}" for count in counts),
+        )
+    return table
+
+
+def _ratings_table(report: EvaluationReport) -> Table:
+    """Of the players of a game for two, the strongest first."""
+    table = Table("player", "Elo", "± standard error", "what it does")
+    for player, rating in sorted(report.ratings.items(), key=lambda item: -item[1].elo):
+        table.add_row(player, f"{rating.elo:.0f}", f"{rating.standard_error:.0f}", _description(player))
+    return table
+
+
+def _description(player: str) -> str:
+    return DESCRIPTIONS.get(player) or DESCRIPTIONS.get(player.rpartition("-")[0], "")
