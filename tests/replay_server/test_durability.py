@@ -119,8 +119,8 @@ def test_a_write_without_an_answer_is_settled(
         client.create_table(table_config())
         client.insert("games", [played(0)])
         lose_the_next_answer(monkeypatch, executed=executed)
-        with pytest.raises(ReplayTimeout):
-            client.insert("games", [played(1)], timeout=0.01)
+        with ReplayClient(bound.address, repeat=False) as impatient, pytest.raises(ReplayTimeout):
+            impatient.insert("games", [played(1)], timeout=20)
         until(lambda: client.server_info().tables["games"].insert_blocked_because == "")
         assert client.server_info().tables["games"].num_trajectories == 1 + executed
         if again == "while it runs":
