@@ -1,6 +1,5 @@
 """Sample and SampleStream: updates applied, rate limiters passed, positions drawn, columns gathered into the answer."""
 
-import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -79,13 +78,14 @@ class Sampler:
         return await self._answer(request, call, call.hold_seconds(), on_stream=False)
 
     async def sample_stream(self, call: Call) -> None:
-        """Answer the SampleStreamRequests of a call, one after the other; the next is drawn while one is sent."""
-        answers: asyncio.Queue[bytes | None] = asyncio.Queue(1)
-        async with asyncio.TaskGroup() as group:
-            group.create_task(_send(call, answers))
-            while (data := await call.read()) is not None:
-                await answers.put(await self._answer_streamed(data, call))
-            await answers.put(None)
+        """Answer the SampleStreamRequests of a call, one after the other; gRPC sends one while the next is drawn."""
+        before = 0
+        while (data := await call.read()) is not None:
+            answer = await self._answer_streamed(data, call)
+            await call.write(answer)
+            # gRPC holds one answer back; when it takes the next one, it is rid of it.
+            call.bytes.count(Direction.ANSWERS, -before)
+            before = len(answer)
 
     async def _answer_streamed(self, data: bytes, call: Call) -> bytes:
         try:
@@ -183,15 +183,6 @@ class Sampler:
         except BaseException:
             _give_back(passed)
             raise
-
-
-async def _send(call: Call, answers: "asyncio.Queue[bytes | None]") -> None:
-    before = 0
-    while (answer := await answers.get()) is not None:
-        await call.write(answer)
-        # gRPC holds one answer back; when it takes the next one, it is rid of it.
-        call.bytes.count(Direction.ANSWERS, -before)
-        before = len(answer)
 
 
 def _give_back(shares: Sequence[_Share]) -> None:
