@@ -189,14 +189,17 @@ def test_what_is_recorded_does_not_know_the_real_future(search: str) -> None:
     assert np.mean(differ) > 0.5, "both futures are the same one"
 
 
-def first_moves(config: SelfPlayConfig) -> tuple[np.ndarray, np.ndarray]:
-    """Stored policy [9] and actions [G] of the first moves of tic-tac-toe, all of which are searched alike."""
+def first_moves(config: SelfPlayConfig, name: str = "gumbel") -> tuple[np.ndarray, np.ndarray]:
+    """Stored policies [G, 9] and actions [G] of the first moves of tic-tac-toe, with a network that likes some more."""
     game = make_game("tic_tac_toe", {})
-    config = config.model_copy(update={"games_per_actor": 3000, "noise_scale": 0.0, "max_moves": 1})
-    finished, _ = start(game, 0, config).play_move(search_for(game, config), 1)
+    config = config.model_copy(update={"games_per_actor": 3000, "max_moves": 1})
+    search = {"num_simulations": NUM_SIMULATIONS} | SEARCHES[name]
+    experiment = ExperimentConfig.model_validate({"discount": 0.9, "search": search})
+    logits = np.linspace(-1, 1, 9, dtype=np.float32)
+    searching = make_search(game, lambda encoded: (np.tile(logits, (3000, 1)), encoded[:, 0]), experiment, 3000)
+    finished, _ = start(game, 0, config).play_move(searching, 1)
     policies = np.stack([trajectory.columns["search_policy"][0] for trajectory in finished]).astype(np.float64)
-    assert (policies == policies[0]).all()
-    return policies[0], np.array([trajectory.columns["action"][0] for trajectory in finished])
+    return policies, np.array([trajectory.columns["action"][0] for trajectory in finished])
 
 
 @pytest.mark.parametrize("temperature", [0.05, 0.5, 1.0, 3.0])
@@ -204,16 +207,27 @@ def first_moves(config: SelfPlayConfig) -> tuple[np.ndarray, np.ndarray]:
 def test_moves_are_drawn_at_their_temperature(temperature: float, early: bool) -> None:
     """Frequencies are in proportion to policy ^ (1 / temperature), of the first moves and of the later ones."""
     settings = {"sampled_moves": 1, "temperature": temperature} if early else {"final_temperature": temperature}
-    policy, actions = first_moves(SelfPlayConfig.model_validate(settings))
-    expected = policy ** (1 / temperature)
+    policies, actions = first_moves(SelfPlayConfig.model_validate({"noise_scale": 0.0} | settings))
+    assert (policies == policies[0]).all()
+    assert policies[0].max() > 2 * policies[0].min()
+    expected = policies[0] ** (1 / temperature)
     expected /= expected.sum()
     np.testing.assert_allclose(np.bincount(actions, minlength=9) / 3000, expected, atol=5 * np.sqrt(0.25 / 3000))
 
 
 def test_the_best_move_is_played_after_the_drawn_ones() -> None:
     """Without a temperature the search decides, so games that are searched alike go on alike."""
-    _, actions = first_moves(SelfPlayConfig())
+    _, actions = first_moves(SelfPlayConfig(noise_scale=0.0))
     assert (actions == actions[0]).all()
+
+
+def test_cheap_moves_are_played_without_noise(search: str) -> None:
+    """Searched alike, all games move alike where the search is cheap, and differ by their noise where it is not."""
+    cheap = {"cheap_move_fraction": 0.99, "cheap_simulations": 3}
+    for settings, is_cheap in ((cheap, True), ({}, False)):
+        policies, actions = first_moves(SelfPlayConfig.model_validate(settings), search)
+        assert (policies == 0).all() == is_cheap
+        assert (len(set(actions.tolist())) == 1) == is_cheap
 
 
 def test_policies_of_cheap_moves_are_not_recorded(game: Game, search: str) -> None:

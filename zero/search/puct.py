@@ -7,7 +7,7 @@ from zero.config import SearchConfig
 from zero.search import puct_kernels
 from zero.search.model import RootOutput, SearchModel
 from zero.search.puct_kernels import PuctRules
-from zero.search.subtree import NO_NODE, keep_subtrees
+from zero.search.subtree import keep_subtrees
 from zero.search.tree import ROOT, UNVISITED, Outcome
 from zero.search.tree_search import LEAST_VALUE_RANGE, SearchError, TreeSearch, root_leaves
 
@@ -61,16 +61,16 @@ class PuctSearch(TreeSearch):
         puct_kernels.conclude(self._tree, outcome)
 
     def _keep_subtrees(self, embeddings: NDArray[np.generic], num_simulations: int) -> None:
-        """Make the nodes that hold the embeddings the roots of their trees, where there are such nodes."""
+        """Make the nodes that hold the embeddings the roots of their trees, where there are such below the roots."""
         tree = self._tree
         found = (tree.node_visits > 0) & (tree.num_children > 0)
-        found[:, ROOT] = False
         if not found.any():
             self._is_kept[:] = False
             return
         same = self._embeddings == embeddings[:, None]  # [B, N, ...]
         found &= same.reshape(*found.shape, -1).all(-1)
-        keep_subtrees(tree, np.where(found.any(1), found.argmax(1), NO_NODE), num_simulations, self._moved_from)
+        # Nothing found is the first slot too: NO_NODE.
+        keep_subtrees(tree, found.argmax(1), num_simulations, self._moved_from)
         self._is_kept = self._moved_from[:, ROOT] != UNVISITED
         for game in np.flatnonzero(self._is_kept):
             slots = self._moved_from[game, : tree.num_kept[game] + 1]

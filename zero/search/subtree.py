@@ -7,7 +7,7 @@ from zero.jit import njit
 from zero.search.kernels import open_children
 from zero.search.tree import ROOT, UNVISITED, Tree
 
-NO_NODE = 0
+NO_NODE = ROOT
 """Stands for no node to keep: the old root is never made root again, for there is noise on it."""
 
 

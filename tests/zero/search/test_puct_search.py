@@ -1,6 +1,7 @@
 """What is PUCT search's own: Dirichlet noise, visits as policy, and going on with a subtree."""
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -82,6 +83,9 @@ def test_the_better_one_of_equally_visited_actions_is_played() -> None:
 REUSE = {"reuse_subtree": True, "num_simulations": 24}
 
 
+Choice = Callable[..., int]
+
+
 class Line:
     """Games in a HashWorld, played move by move by a search, each beside a reference that keeps its tree."""
 
@@ -93,8 +97,8 @@ class Line:
         self.kept: list[TreeNode | None] = [None] * num_games
         self.num_kept = 0
 
-    def play(self, move: int, num_plies: int) -> None:
-        """Search everywhere, compare, and make as many plies as said of those that the search prefers."""
+    def play(self, move: int, num_plies: int, choose: Choice) -> None:
+        """Search everywhere, compare, and make as many plies as said, chosen by their visits."""
         seeds = seeds_of(len(self.positions), 1000 * move)
         result = self.search.run(self.positions, seeds)
         for game, seed in enumerate(seeds.tolist()):
@@ -104,7 +108,7 @@ class Line:
             self.num_kept += kept is not None
             node: TreeNode | None = reference.root
             for _ in range(num_plies):
-                node = node.children[max(node.visits, key=node.visits.__getitem__)] if node.visits else None
+                node = node.children[choose(node.visits, key=node.visits.__getitem__)] if node.visits else None
                 if node is None or not node.logits:
                     break
             self._go_on(game, node, move)
@@ -118,17 +122,17 @@ class Line:
             self.positions[game] = node.embedding[0] >> np.uint64(1)
 
 
-@pytest.mark.parametrize("num_plies", [1, 2])
+@pytest.mark.parametrize(("num_plies", "choose"), [(1, max), (2, max), (1, min)])
 @pytest.mark.parametrize(
     "world",
     [HashWorld(), HashWorld(num_actions=4, terminal=0.15, chance=0.15, num_players=2)],
     ids=["plain", "everything"],
 )
-def test_a_kept_subtree_is_searched_on_like_the_reference(world: HashWorld, num_plies: int) -> None:
-    """Whole games, also if somebody else made every other move: the same visits, policies and values."""
+def test_a_kept_subtree_is_searched_on_like_the_reference(world: HashWorld, num_plies: int, choose: Choice) -> None:
+    """Whole games, also if somebody else makes every other move, or a move that was visited once at most."""
     line = Line(world, 12)
     for move in range(8):
-        line.play(move, num_plies)
+        line.play(move, num_plies, choose)
     assert line.num_kept > 20
 
 

@@ -106,13 +106,13 @@ def test_real_games_are_searched_like_the_reference(root_policy: str, game: Game
 
 
 def test_fewer_simulations_are_those_of_a_smaller_search(root_policy: str) -> None:
-    """A search that is told to make 5 simulations makes those of a search made for 5, in between full ones."""
+    """A search that is told to make 16 simulations makes those of a search made for 16, in between full ones."""
     world = HashWorld(num_actions=9, terminal=0.1, chance=0.2, num_players=2)
     positions = np.arange(8, dtype=np.uint64)[:, None]
-    large = search_of(root_policy, world, 8, num_simulations=32)
-    small = search_of(root_policy, world, 8, num_simulations=5)
+    large = search_of(root_policy, world, 8, num_simulations=64, max_num_considered_actions=4)
+    small = search_of(root_policy, world, 8, num_simulations=16, max_num_considered_actions=4)
     for _ in range(2):
         large.run(positions, seeds_of(8))
-        few, expected = large.run(positions, seeds_of(8), num_simulations=5), small.run(positions, seeds_of(8))
+        few, expected = large.run(positions, seeds_of(8), num_simulations=16), small.run(positions, seeds_of(8))
         np.testing.assert_array_equal(few.visit_counts, expected.visit_counts)
         np.testing.assert_array_equal(few.search_policy, expected.search_policy)
