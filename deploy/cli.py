@@ -72,7 +72,7 @@ Experiment = Annotated[
         "-e",
         envvar="ZERO_EXPERIMENT",
         metavar="NAME|PATH",
-        help="A built-in experiment (triangle, tic_tac_toe) or a TOML file.",
+        help="A built-in experiment (connect_four, tic_tac_toe, triangle) or a TOML file.",
     ),
 ]
 Overrides = Annotated[
@@ -268,7 +268,20 @@ def evaluate(  # noqa: PLR0913, PLR0917 - one parameter per option, as typer wan
     run: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Measure the newest checkpoint of this run once, and end.")
     ] = None,
-    games: Annotated[int, typer.Option(min=1, help="Fixed seeds to play with --run.")] = 256,
+    games: Annotated[int, typer.Option(min=1, help="Fixed seeds to play with --run, per player or pair.")] = 256,
+    baselines: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--baseline",
+            metavar="NAME",
+            help="Measure this one too, instead of those of the game: random, greedy, line-fill, mobility, perfect, "
+            "flat-N (random games per action), mcts-N (per move); repeatable.",
+        ),
+    ] = None,
+    simulations: Annotated[
+        list[int] | None,
+        typer.Option(min=1, metavar="N", help="Search with so many simulations per move too; repeatable."),
+    ] = None,
     experiment: Experiment = "triangle",
     overrides: Overrides = None,
     replay_address: ReplayAddress = DEFAULT_ADDRESS,
@@ -285,7 +298,8 @@ def evaluate(  # noqa: PLR0913, PLR0917 - one parameter per option, as typer wan
 
     With --run, --set changes the config that the run has, for example how deep the search goes.
 
-    Examples: `zero evaluate --run runs/manual --games 256` and `zero evaluate --replay-address 127.0.0.1:8470`
+    Examples: `zero evaluate --run runs/manual --simulations 128 --baseline mobility` and
+    `zero evaluate --replay-address 127.0.0.1:8470`
     """
     if run is not None:
         from deploy.evaluate import evaluate_run  # noqa: PLC0415 - imports torch
@@ -293,7 +307,7 @@ def evaluate(  # noqa: PLR0913, PLR0917 - one parameter per option, as typer wan
         _refuse_beside(
             "--run: a run is measured by the config it has", {"--experiment": _is_given(context, "experiment")}
         )
-        evaluate_run(run, overrides or [], games, Console())
+        evaluate_run(run, overrides or [], games, Console(), baselines, simulations or ())
         return
     config = load_experiment(experiment, overrides or [])
     assignment = Assignment(
@@ -303,6 +317,8 @@ def evaluate(  # noqa: PLR0913, PLR0917 - one parameter per option, as typer wan
         metrics_port=metrics_port,
         replay_address=replay_address,
         credentials=Credentials(tls_ca, tls_certificate, tls_key, token_file, insecure),
+        baselines=None if baselines is None else tuple(baselines),
+        simulations=tuple(simulations or ()),
     )
     _be(assignment, config, log_level)
 

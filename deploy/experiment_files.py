@@ -17,7 +17,7 @@ def built_in_names() -> tuple[str, ...]:
 
 
 def load_experiment(name_or_path: str, overrides: Sequence[str]) -> ExperimentConfig:
-    """Read an experiment.
+    """Read an experiment; a game in a file of its own is found from the experiment's file, or as an override from here.
 
     Args:
         name_or_path: one of `built_in_names()`, or the path of a TOML file.
@@ -28,7 +28,9 @@ def load_experiment(name_or_path: str, overrides: Sequence[str]) -> ExperimentCo
     """
     path = BUILT_IN_FOLDER / f"{name_or_path}.toml" if name_or_path in built_in_names() else Path(name_or_path)
     remedy = f"name one of {', '.join(built_in_names())}, or the path of a TOML file"
-    return read_config(path, overrides, f"experiment {str(path)!r}", remedy)
+    config = read_config(path, overrides, f"experiment {str(path)!r}", remedy)
+    is_overridden = any(override.partition("=")[0].strip() == "game.name" for override in overrides)
+    return with_absolute_game_file(config, Path.cwd() if is_overridden else path.parent)
 
 
 def read_config(path: Path, overrides: Sequence[str], what: str, remedy: str) -> ExperimentConfig:
@@ -52,6 +54,22 @@ def read_config(path: Path, overrides: Sequence[str], what: str, remedy: str) ->
         return parse_config(text, list(overrides))
     except ConfigError as error:
         raise DeployError(str(error), BAD_INPUT) from None
+
+
+def split_game_file(game_name: str) -> tuple[Path, str] | None:
+    """The file and what to take from it, if a game's name is path/to/file.py:NAME; else None."""
+    path, colon, attribute = game_name.rpartition(":")
+    return (Path(path), attribute) if colon and path.endswith(".py") else None
+
+
+def with_absolute_game_file(config: ExperimentConfig, folder: Path) -> ExperimentConfig:
+    """The config with the path in its game's name, if it holds one, taken from a folder, so that the name travels."""
+    file = split_game_file(config.game.name)
+    if file is None:
+        return config
+    path, attribute = file
+    game = config.game.model_copy(update={"name": f"{(folder / path).absolute()}:{attribute}"})
+    return config.model_copy(update={"game": game})
 
 
 def config_to_toml(config: ExperimentConfig) -> str:

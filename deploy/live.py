@@ -21,6 +21,8 @@ BLOCKS = "▁▂▃▄▅▆▇█"
 CURVE_POINTS = 32
 PLAIN_INTERVAL_SECONDS = 10.0
 UNKNOWN = "–"
+PLAYERS = ("search", "policy", "perfect", "mcts", "flat", "mobility", "line-fill", "greedy", "random")
+"""Whom an evaluator measures, the best that there should be first."""
 
 
 @dataclass(frozen=True)
@@ -221,9 +223,13 @@ def sparkline(values: list[float]) -> str:
 
 
 def in_order(scores: dict[str, float]) -> list[tuple[str, float]]:
-    """Evaluation scores from the best player that there should be to the worst."""
-    known = [player for player in ("search", "policy", "greedy", "random") if player in scores]
-    return [(player, scores[player]) for player in known]
+    """Evaluation scores from the best player that there should be to the worst; "search-64" is a search too."""
+
+    def place(player: str) -> tuple[int, str]:
+        kind = player if player in PLAYERS else player.rpartition("-")[0]
+        return PLAYERS.index(kind) if kind in PLAYERS else len(PLAYERS), player
+
+    return sorted(scores.items(), key=lambda item: place(item[0]))
 
 
 def _number(value: float, digits: int = 1) -> str:

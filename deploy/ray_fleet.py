@@ -21,6 +21,7 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from deploy.errors import BAD_INPUT, DeployError
+from deploy.game_files import pack_game, unpack_game
 from deploy.roles import Addresses, Assignment, Role, run_role
 from deploy.run_folder import RunFolder
 from zero.config import ExperimentConfig
@@ -65,13 +66,15 @@ class RoleHost:
         assignment: which role; its host may be NODE_IP.
         config: the experiment as JSON data.
         log_level: of the role's log file.
+        game: the experiment's game, packed, where the command registered it; else None.
     """
 
-    def __init__(self, assignment: Assignment, config: dict[str, Any], log_level: str) -> None:
+    def __init__(self, assignment: Assignment, config: dict[str, Any], log_level: str, game: bytes | None) -> None:
         if assignment.host == NODE_IP:
             assignment = replace(assignment, host=ray.util.get_node_ip_address())
         self._assignment = assignment
         self._config = ExperimentConfig.model_validate(config)
+        self._game = game
         self._stop = Event()
         self._ended = Event()
         self._addresses: Future[Addresses] = Future()
@@ -102,6 +105,8 @@ class RoleHost:
 
     def _run(self) -> Outcome:
         try:
+            if self._game is not None and self._assignment.role is not Role.REPLAY_SERVER:
+                unpack_game(self._config, self._game)
             run_role(self._assignment, self._config, self._stop, self._addresses.set_result)
         except DeployError as error:
             logger.exception("%s failed", self._assignment.name)
@@ -160,6 +165,7 @@ class RayFleet:
         self, config: ExperimentConfig, ray_address: str | None, num_actors: int | None, log_level: str
     ) -> None:
         self._config = config.model_dump(mode="json")
+        self._game = pack_game(config)
         self._log_level = log_level
         self._is_local = ray_address is None
         self._temp_dir: Path | None = None
@@ -184,7 +190,7 @@ class RayFleet:
         """Start a role; returns at once."""
         actor_class = ray.remote(RoleHost)
         handle: Any = actor_class.options(**self._options(assignment.role)).remote(
-            assignment, self._config, self._log_level
+            assignment, self._config, self._log_level, self._game
         )
         running = RunningRole(assignment, handle, handle.run.remote(), handle.pid.remote())
         self._running.append(running)

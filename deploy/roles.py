@@ -41,6 +41,8 @@ class Assignment:
         redis_url_file: holds the same, so that a password stays in its file.
         redis_prefix: of the replay server's keys, so that runs can share a Redis.
         security: what the replay server shows and asks for.
+        baselines: whom an evaluator measures too, by name; None for the game's own.
+        simulations: how deep an evaluator searches, besides as the experiment says; per move.
         health_port: where the replay server serves health alone; None for nowhere, 0 takes a free one.
     """
 
@@ -57,6 +59,8 @@ class Assignment:
     redis_url_file: Path | None = None
     redis_prefix: str = "zero"
     security: SecuritySettings = SecuritySettings()  # noqa: RUF009 -- frozen
+    baselines: tuple[str, ...] | None = None
+    simulations: tuple[int, ...] = ()
     health_port: int | None = None
 
     @property
@@ -102,7 +106,10 @@ def run_role(
         return
     if config is None:
         raise ValueError(f"{assignment.name} needs a config")
+    from deploy.game_files import register_game_file  # noqa: PLC0415 - loads the compiled games
+
     with _user_errors(f"{assignment.host}:{assignment.metrics_port}"):
+        register_game_file(config)
         _RUNNERS[assignment.role](assignment, config, stop)
 
 
@@ -110,13 +117,15 @@ def check_experiment(config: ExperimentConfig) -> None:
     """Build what the config names once, before anything is started.
 
     Raises:
-        DeployError: an unknown game, a wrong option, a table that cannot work.
+        DeployError: an unknown or broken game, a wrong option, a table that cannot work.
     """
+    from deploy.game_files import register_game_file  # noqa: PLC0415
     from zero.games.game import GameError  # noqa: PLC0415
     from zero.games.registry import make_game  # noqa: PLC0415 - loads the compiled games
     from zero.self_play_table import self_play_table  # noqa: PLC0415
 
     try:
+        register_game_file(config)
         self_play_table(config, make_game(config.game.name, config.game.options))
     except GameError as error:
         raise DeployError(str(error), BAD_INPUT) from None
@@ -204,6 +213,8 @@ def _run_evaluator(assignment: Assignment, config: ExperimentConfig, stop: Event
         metrics_host=assignment.host,
         metrics_port=assignment.metrics_port,
         credentials=assignment.credentials,
+        baselines=assignment.baselines,
+        simulations=assignment.simulations,
     )
     run_evaluator(config, settings, stop)
 

@@ -52,7 +52,7 @@ BAD_INPUT = {
     "wrong choice": (["--set", "replay.durability=maybe"], "'memory' or 'redis'"),
     "values that exclude each other": (["--set", "network.support_min=90"], "support_min"),
     "table that cannot work": (["--set", "replay.min_size_to_sample=200000"], "exceeds capacity"),
-    "unknown game": (["--set", "game.name=chess"], "unknown game 'chess'; known: tic_tac_toe, triangle"),
+    "unknown game": (["--set", "game.name=chess"], "unknown game 'chess'; known: connect_four, tic_tac_toe, triangle"),
     "unknown game option": (["--set", "game.options.size=3"], "size"),
     "unknown experiment": (["--experiment", "chess"], "'chess'"),
     "folder as experiment": (["--experiment", "."], "Is a directory"),

@@ -6,7 +6,7 @@ from dataclasses import replace
 from rich.console import Console
 
 from deploy.figures import Figures, RunFigures, ScoreHistory
-from deploy.live import LiveView, PlainView, Status, one_line, render, sparkline
+from deploy.live import LiveView, PlainView, Status, in_order, one_line, render, sparkline
 from deploy.scrape import Scrape
 
 UNKNOWN = RunFigures().update(Scrape(0.0, {}))
@@ -107,3 +107,10 @@ def test_the_sparkline_spans_lowest_to_highest() -> None:
     assert sparkline([1.0, 8.0]) == "▁█"
     assert sparkline([3.0, 3.0]) == "▁▁"
     assert sparkline([]) == ""
+
+
+def test_players_are_shown_from_the_best_that_there_should_be() -> None:
+    """Searches before the policy before the baselines, whatever they score; strangers come last."""
+    names = ["gnu", "greedy", "mcts-1000", "policy", "random", "search", "search-64", "mobility", "perfect"]
+    order = [name for name, _ in in_order(dict.fromkeys(names, 1.0))]
+    assert order == ["search", "search-64", "policy", "perfect", "mcts-1000", "mobility", "greedy", "random", "gnu"]

@@ -68,6 +68,11 @@ def register_game(name: str, factory: GameFactory, options: Mapping[str, Any] | 
         raise
 
 
+def registered_game(name: str) -> GameFactory | None:
+    """What was registered under a name in this process."""
+    return _REGISTERED.get(name)
+
+
 def game_names() -> tuple[str, ...]:
     """Names that `make_game` knows, sorted; those with a prefix are not among them."""
     return tuple(sorted({*_BUILT_IN, *_REGISTERED, *_plug_ins()}))
