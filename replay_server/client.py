@@ -26,7 +26,7 @@ from replay_server.answers import (
     decode_stored_trajectory,
 )
 from replay_server.connection import Connection, own
-from replay_server.credentials import Credentials
+from replay_server.credentials import Credentials, is_loopback
 from replay_server.insert_stream import InsertStream
 from replay_server.malloc import tune_malloc
 from replay_server.sample_stream import SampleStream
@@ -244,7 +244,15 @@ class ReplayClient:
         """Draw a batch from several tables; `rows_per_table` says how many rows each gave."""
         return self._draw(codec.encode_mix_request(shares, spec), timeout)
 
-    def sample_stream(self, table: str, spec: SampleSpec, *, in_flight: int = 2, timeout: float = 60.0) -> SampleStream:
+    def sample_stream(
+        self,
+        table: str,
+        spec: SampleSpec,
+        *,
+        in_flight: int = 2,
+        timeout: float = 60.0,
+        shared_memory: bool = True,
+    ) -> SampleStream:
         """An endless iterator of batches.
 
         Args:
@@ -252,8 +260,17 @@ class ReplayClient:
             spec: what a batch is to hold.
             in_flight: batches drawn ahead; few, so that their priorities are fresh.
             timeout: seconds to wait for a batch.
+            shared_memory: take batches through shared memory if the address is on loopback and the server can, which is
+                faster; False to take them over gRPC, always.
         """
-        return SampleStream(self._connection, table, spec, in_flight=in_flight, timeout=timeout)
+        return SampleStream(
+            self._connection,
+            table,
+            spec,
+            in_flight=in_flight,
+            timeout=timeout,
+            shared_memory=shared_memory and _is_local(self.address),
+        )
 
     def update_priorities(self, table: str, updates: PriorityUpdates, timeout: float = 60.0) -> UpdateResult:
         """Set priorities outside of sampling."""
@@ -423,6 +440,10 @@ def registered_process(
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+def _is_local(address: str) -> bool:
+    return address.startswith("unix:") or is_loopback(address.rpartition(":")[0])
 
 
 def _names(table: str | Sequence[str]) -> Sequence[str]:

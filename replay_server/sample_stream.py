@@ -4,16 +4,19 @@ import queue
 from collections import deque
 from concurrent.futures import Future
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self, cast
 
 import grpc
 import numpy as np
 from numpy.typing import NDArray
 
+from replay_server.answers import ReplayError
 from replay_server.connection import Connection, own, refusal
+from replay_server.offered_memory import AnswerSlots, Slot
 from replay_server.ordered_stream import OrderedStream, hold_seconds, wait_seconds
 from zero.trajectories import PriorityUpdates, SampleSpec, SequenceBatch
 from zero.wire import codec, frames, replay_pb2
+from zero.wire.codec import CodecError, Reason
 
 _SAMPLE = "/zero.v1.ReplayService/SampleStream"
 _UPDATE = "/zero.v1.ReplayService/UpdatePriorities"
@@ -22,23 +25,49 @@ _MAX_HELD_KEYS = 1 << 16
 _MAX_BYTES = 1 << 30
 
 
+class _Answer(NamedTuple):
+    """What a request was answered with.
+
+    Attributes:
+        batch: None if it is in shared memory.
+        num_bytes: of the answer, wherever it is.
+    """
+
+    batch: SequenceBatch | None
+    num_bytes: int
+
+
 class SampleStream:
     """An endless iterator of batches, for one thread; as a context it ends with all priorities sent.
 
     A few batches are drawn ahead, one for every batch taken. A restart of the server goes unnoticed: what was asked and
     not answered is asked again. Of a table that hands out items a limited number of times, batches that were drawn and
     not taken are lost with a broken connection, or when the stream ends.
+
+    Batches from a server on this machine are views of memory that is shared with it and returns to it when their last
+    array is gone; until then nobody writes there but the caller, and processes that the caller forks.
     """
 
-    def __init__(self, connection: Connection, table: str, spec: SampleSpec, *, in_flight: int, timeout: float) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        table: str,
+        spec: SampleSpec,
+        *,
+        in_flight: int,
+        timeout: float,
+        shared_memory: bool,
+    ) -> None:
         """Use ReplayClient.sample_stream."""
         self._connection = connection
         self._table = table
         self._spec = spec
         self._timeout = timeout
         self._updates: list[PriorityUpdates] = []
-        self._riding: deque[tuple[Future[SequenceBatch], PriorityUpdates]] = deque()
-        self._drawn: queue.SimpleQueue[Future[SequenceBatch]] = queue.SimpleQueue()
+        self._riding: deque[tuple[Future[_Answer], PriorityUpdates]] = deque()
+        self._drawn: queue.SimpleQueue[Future[_Answer]] = queue.SimpleQueue()
+        self._slots = AnswerSlots(in_flight, enabled=shared_memory)
+        self._offered: dict[Future[_Answer], Slot] = {}
         self._stream = OrderedStream(
             connection, _SAMPLE, _parse, max_requests=in_flight + 1, max_bytes=_MAX_BYTES, keep_order=False
         )
@@ -59,8 +88,10 @@ class SampleStream:
             drawn = self._drawn.get(timeout=wait_seconds(self._timeout))
         except queue.Empty:
             raise self._stream.timeout(f"no batch within {self._timeout:g} s") from None
-        self._ask()
-        return drawn.result()
+        try:
+            return self._batch(drawn)
+        finally:
+            self._ask()
 
     def update_priorities(self, keys: NDArray[np.uint64], priorities: NDArray[np.float32]) -> None:
         """Send priorities of earlier batches with the next request.
@@ -105,6 +136,7 @@ class SampleStream:
     def _end(self) -> None:
         unsure = [updates for drawn, updates in self._riding if not drawn.done()]
         self._stream.close()
+        self._slots.close()
         self._riding.clear()
         self._updates = unsure + self._updates
 
@@ -125,12 +157,36 @@ class SampleStream:
             sample=codec.encode_sample_request(self._table, self._spec, updates),
             hold_seconds=hold_seconds(self._timeout),
         )
+        slot = self._slots.take()
+        if slot is not None:
+            request.shared_memory.CopyFrom(slot.offer)
+            request.slot = slot.number
         drawn = self._stream.send(request.SerializeToString(), self._timeout, float("inf"))
         while self._riding and self._riding[0][0].done():
             self._riding.popleft()
         if updates is not None:
             self._riding.append((drawn, updates))
+        if slot is not None:
+            self._offered[drawn] = slot
         drawn.add_done_callback(self._drawn.put)
+
+    def _batch(self, drawn: Future[_Answer]) -> SequenceBatch:
+        """The batch of an answer, as views of where it is.
+
+        Raises:
+            ReplayError: the request was refused, or the answer is none.
+        """
+        slot = self._offered.pop(drawn, None)
+        try:
+            answer = drawn.result()
+        except ReplayError:
+            self._slots.was_not_used(slot, 0)
+            raise
+        if answer.batch is not None:
+            self._slots.was_not_used(slot, answer.num_bytes)
+            return answer.batch
+        self._slots.was_used()
+        return _read_slot(slot, answer.num_bytes)
 
     def _take_updates(self) -> PriorityUpdates | None:
         held, self._updates = self._updates, []
@@ -142,8 +198,21 @@ class SampleStream:
         )
 
 
-def _parse(answer: bytes) -> SequenceBatch:
+def _parse(answer: bytes) -> _Answer:
     drawn = frames.decode_sample_stream_response(own(answer))
     if isinstance(drawn, frames.RefusedRequest):
         raise refusal(drawn.reason, drawn.message, drawn.retry_after_seconds)
-    return drawn
+    if isinstance(drawn, frames.SharedAnswer):
+        return _Answer(None, drawn.num_bytes)
+    return _Answer(drawn, len(answer))
+
+
+def _read_slot(slot: Slot | None, num_bytes: int) -> SequenceBatch:
+    if slot is None or not 0 < num_bytes <= len(slot.memory):
+        raise ReplayError(
+            Reason.BAD_DATA, f"the server says that {num_bytes} bytes are where there is no room for them"
+        )
+    try:
+        return frames.decode_sample_response(cast(bytes, slot.memory[:num_bytes].data))
+    except CodecError as error:
+        raise ReplayError(error.reason, error.message) from None

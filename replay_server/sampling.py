@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -12,13 +13,14 @@ from replay_server.border import Border, Call, parse, streamed_hold_seconds
 from replay_server.errors import Refusal
 from replay_server.fresh_bytes import fresh_bytes
 from replay_server.limits import Direction
+from replay_server.mapped_memory import MappedMemory
 from replay_server.metrics import ServerMetrics
 from replay_server.served_table import ServedTable
 from replay_server.table import Drawn
 from zero.trajectories import ColumnSpec, SampleSpec, SequenceBatch, TableShare
 from zero.wire import codec, replay_pb2
 from zero.wire.codec import CodecError, Reason
-from zero.wire.frames import ColumnPlace, SampleFrame
+from zero.wire.frames import BegunFrame, ColumnPlace, SampleFrame
 
 N_STEP_COLUMNS = ("n_step_return", "n_step_discount")
 """Columns of an answer that come from no column of the table."""
@@ -75,30 +77,35 @@ class Sampler:
     async def sample(self, data: bytes, call: Call) -> bytes:
         """Answer a serialized SampleRequest."""
         request = parse(replay_pb2.SampleRequest, data)
-        return await self._answer(request, call, call.hold_seconds(), on_stream=False)
+        return await self._answer(request, call, call.hold_seconds(), _write)
 
     async def sample_stream(self, call: Call) -> None:
         """Answer the SampleStreamRequests of a call, one after the other; gRPC sends one while the next is drawn."""
         before = 0
-        while (data := await call.read()) is not None:
-            answer = await self._answer_streamed(data, call)
-            await call.write(answer)
-            # gRPC holds one answer back; when it takes the next one, it is rid of it.
-            call.bytes.count(Direction.ANSWERS, -before)
-            before = len(answer)
+        with closing(MappedMemory(call.context.peer(), self._in_flight.max_bytes)) as shared:
+            while (data := await call.read()) is not None:
+                answer = await self._answer_streamed(data, call, shared)
+                await call.write(answer)
+                # gRPC holds one answer back; when it takes the next one, it is rid of it.
+                call.bytes.count(Direction.ANSWERS, -before)
+                before = len(answer)
 
-    async def _answer_streamed(self, data: bytes, call: Call) -> bytes:
+    async def _answer_streamed(self, data: bytes, call: Call, shared: MappedMemory) -> bytes:
         try:
             self._border.check_size(len(data))
             request = parse(replay_pb2.SampleStreamRequest, data)
             seconds = streamed_hold_seconds(request.hold_seconds)
-            return await self._answer(request.sample, call, seconds, on_stream=True)
+
+            def write(order: _Order, drawn: Sequence[Drawn]) -> bytes:
+                return _write_streamed(order, drawn, shared.slot(request))
+
+            return await self._answer(request.sample, call, seconds, write)
         except (Refusal, CodecError) as refusal:
             answer = replay_pb2.SampleStreamResponse(refused=self._border.refused(refusal)).SerializeToString()
             call.bytes.count(Direction.ANSWERS, len(answer))
             return answer
 
-    async def _answer(self, request: replay_pb2.SampleRequest, call: Call, seconds: float, *, on_stream: bool) -> bytes:
+    async def _answer(self, request: replay_pb2.SampleRequest, call: Call, seconds: float, write: "_Write") -> bytes:
         """The serialized answer, whose bytes are counted as in flight.
 
         Raises:
@@ -108,7 +115,7 @@ class Sampler:
         started = time.perf_counter()
         order = self._order(request)
         drawn = await self._draw(order, call, time.monotonic() + seconds)
-        answer = _write(order, drawn, on_stream=on_stream)
+        answer = write(order, drawn)
         call.bytes.count(Direction.ANSWERS, len(answer) - order.form.answer_bytes)
         for one in drawn:
             self._metrics.sample_age_seconds.observe(one.mean_age_seconds)
@@ -227,12 +234,35 @@ def _columns(served: ServedTable, spec: SampleSpec) -> Mapping[str, ColumnSpec]:
     return {name: signature[spec.window(name).column] for name in spec.windows}
 
 
-def _write(order: _Order, drawn: Sequence[Drawn], *, on_stream: bool) -> bytes:
-    """The serialized answer."""
-    form = order.form
-    frame = form.frame.begin(_without_columns(order, drawn), on_stream=on_stream)
+_Write = Callable[[_Order, Sequence[Drawn]], bytes]
+"""Writes an answer, and gives the message to be sent."""
+
+
+def _write(order: _Order, drawn: Sequence[Drawn]) -> bytes:
+    """The serialized SampleResponse."""
+    return _in_message(order, drawn, order.form.frame.begin(_without_columns(order, drawn), on_stream=False))
+
+
+def _write_streamed(order: _Order, drawn: Sequence[Drawn], slot: NDArray[np.uint8] | None) -> bytes:
+    """The serialized SampleStreamResponse; what was drawn goes into the slot if there is one that takes it."""
+    rest = _without_columns(order, drawn)
+    if slot is not None:
+        frame = order.form.frame.begin(rest, on_stream=False)
+        if frame.size <= len(slot):
+            _fill(order, drawn, frame, slot[: frame.size].data)
+            return replay_pb2.SampleStreamResponse(shared_bytes=frame.size).SerializeToString()
+    return _in_message(order, drawn, order.form.frame.begin(rest, on_stream=True))
+
+
+def _in_message(order: _Order, drawn: Sequence[Drawn], frame: BegunFrame) -> bytes:
     message, memory = fresh_bytes(frame.size)
-    views = frame.lay_out(memory.data)
+    _fill(order, drawn, frame, memory.data)
+    return message
+
+
+def _fill(order: _Order, drawn: Sequence[Drawn], frame: BegunFrame, memory: memoryview) -> None:
+    form = order.form
+    views = frame.lay_out(memory)
     start = 0
     for share, one in zip((share for share in order.shares if share.rows), drawn, strict=True):
         parts = {
@@ -240,7 +270,6 @@ def _write(order: _Order, drawn: Sequence[Drawn], *, on_stream: bool) -> bytes:
         }
         _gather(share.served, one, form.spec, parts)
         start += share.rows
-    return message
 
 
 def _rows_of(view: memoryview, place: ColumnPlace, start: int, rows: int) -> NDArray[np.uint8]:

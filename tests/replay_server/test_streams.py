@@ -27,7 +27,7 @@ from tests.replay_server.messages import (
 )
 from tests.replay_server.played import played, table_config
 from zero.tables import Durability, RateLimiterConfig, TableConfig
-from zero.trajectories import ColumnSpec, PriorityUpdates, Trajectory, TrajectoryFilter
+from zero.trajectories import ColumnSpec, PriorityUpdates, SequenceBatch, Trajectory, TrajectoryFilter
 from zero.wire import codec, frames, replay_pb2
 
 MakeTable = Callable[..., TableConfig]
@@ -209,7 +209,7 @@ def test_samples_over_a_stream_are_those_of_single_calls(
         stream.send(request)
     for number in range(8):
         batch = frames.decode_sample_stream_response(stream.answer().SerializeToString())
-        assert not isinstance(batch, frames.RefusedRequest)
+        assert isinstance(batch, SequenceBatch)
         assert batch.keys.tolist() == [keys[number]] * (3 + number)
     stream.end()
     assert list(stream.call) == []

@@ -271,6 +271,16 @@ class RefusedRequest(NamedTuple):
     retry_after_seconds: float
 
 
+class SharedAnswer(NamedTuple):
+    """A batch that is in shared memory.
+
+    Attributes:
+        num_bytes: of its SampleResponse.
+    """
+
+    num_bytes: int
+
+
 def _vector(data: bytes, field: Field, dtype: str) -> NDArray[np.generic]:
     """A read-only view of a bytes field."""
     field.of_kind(BYTES)
@@ -377,16 +387,18 @@ def decode_sample_response(data: bytes) -> SequenceBatch:
     return _read_batch(data, 0, len(data))
 
 
-def decode_sample_stream_response(data: bytes) -> SequenceBatch | RefusedRequest:
+def decode_sample_stream_response(data: bytes) -> SequenceBatch | RefusedRequest | SharedAnswer:
     """What a serialized SampleStreamResponse holds; as decode_sample_response.
 
     Raises:
-        CodecError: the bytes are neither a batch nor a refusal.
+        CodecError: the bytes are neither a batch nor a refusal, nor say where a batch is.
     """
     sampled: Field | None = None
     for field in read_fields(data, 0, len(data)):
         if field.number == 2:
             return _read_refusal(data, field.of_kind(BYTES))
+        if field.number == 3:
+            return SharedAnswer(signed(field.of_kind(VARINT).value))
         if field.number == 1:
             sampled = field.of_kind(BYTES)
     if sampled is None:

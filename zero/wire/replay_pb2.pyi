@@ -836,25 +836,73 @@ class SampleStreamRequest(_message.Message):
 
     SAMPLE_FIELD_NUMBER: _builtins.int
     HOLD_SECONDS_FIELD_NUMBER: _builtins.int
+    SHARED_MEMORY_FIELD_NUMBER: _builtins.int
+    SLOT_FIELD_NUMBER: _builtins.int
     hold_seconds: _builtins.float
     """How long the rate limiter may hold it, in seconds; at most 60, 0 is read as 20."""
+    slot: _builtins.int
+    """The slot for the answer, from 1 on; 0 for an answer over this stream. Nobody reads it until the answer has come."""
     @_builtins.property
     def sample(self) -> Global___SampleRequest:
         """What to draw."""
+
+    @_builtins.property
+    def shared_memory(self) -> Global___SharedMemory:
+        """Memory in which the answer may be written; the same in every request that asks for one of its slots."""
 
     def __init__(
         self,
         *,
         sample: Global___SampleRequest | None = ...,
         hold_seconds: _builtins.float = ...,
+        shared_memory: Global___SharedMemory | None = ...,
+        slot: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["sample", b"sample"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["sample", b"sample", "shared_memory", b"shared_memory"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["hold_seconds", b"hold_seconds", "sample", b"sample"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hold_seconds", b"hold_seconds", "sample", b"sample", "shared_memory", b"shared_memory", "slot", b"slot"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SampleStreamRequest: _TypeAlias = SampleStreamRequest  # noqa: Y015
+
+@_typing.final
+class SharedMemory(_message.Message):
+    """Slots that a client on the same machine offers for answers: a file in /dev/shm that it has made. The server maps and
+    removes it with the first request that names it, and uses it for that call alone. What it cannot or will not map, it
+    answers over the stream: a peer that is not on loopback, a file that is no regular one, is another user's, has another
+    size or content, has holes, or is too large.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    SECRET_FIELD_NUMBER: _builtins.int
+    SLOT_BYTES_FIELD_NUMBER: _builtins.int
+    SLOTS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The file's name: zero- and 32 hexadecimal digits."""
+    secret: _builtins.bytes
+    """The file's first 16 bytes when it is offered: shows that the client may read it."""
+    slot_bytes: _builtins.int
+    """Bytes of a slot; the file has exactly so many times `slots`, all of them allocated."""
+    slots: _builtins.int
+    """How many slots; at most 256."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        secret: _builtins.bytes = ...,
+        slot_bytes: _builtins.int = ...,
+        slots: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "secret", b"secret", "slot_bytes", b"slot_bytes", "slots", b"slots"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SharedMemory: _TypeAlias = SharedMemory  # noqa: Y015
 
 @_typing.final
 class SampleStreamResponse(_message.Message):
@@ -864,9 +912,12 @@ class SampleStreamResponse(_message.Message):
 
     SAMPLED_FIELD_NUMBER: _builtins.int
     REFUSED_FIELD_NUMBER: _builtins.int
+    SHARED_BYTES_FIELD_NUMBER: _builtins.int
+    shared_bytes: _builtins.int
+    """Set if what was drawn is in the slot that was asked for: bytes of a SampleResponse at its beginning."""
     @_builtins.property
     def sampled(self) -> Global___SampleResponse:
-        """What was drawn."""
+        """What was drawn, unless `shared_bytes` is set."""
 
     @_builtins.property
     def refused(self) -> Global___Refused:
@@ -877,10 +928,11 @@ class SampleStreamResponse(_message.Message):
         *,
         sampled: Global___SampleResponse | None = ...,
         refused: Global___Refused | None = ...,
+        shared_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["refused", b"refused", "sampled", b"sampled"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["refused", b"refused", "sampled", b"sampled"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["refused", b"refused", "sampled", b"sampled", "shared_bytes", b"shared_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
