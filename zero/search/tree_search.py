@@ -80,6 +80,7 @@ class TreeSearch(ABC):
         self._model = model
         self._num_simulations = config.num_simulations
         self._num_nodes = 1 + num_kept_nodes + config.num_simulations
+        self._may_keep_nodes = num_kept_nodes > 0
         self._tree = allocate_tree(batch_size, self._num_nodes, model.max_legal_actions)
         self._selection = allocate_selection(batch_size, model.chance_size)
         self._games = np.arange(batch_size)
@@ -155,7 +156,10 @@ class TreeSearch(ABC):
         # Noise at the root uses up the first A numbers of a game's stream.
         self._select(seeds, simulation, self._model.num_actions)
         step = self._model.step(self._embeddings[self._games, selection.source], selection.action, selection.uniforms)
-        self._embeddings[self._games, self._tree.num_kept + (simulation + 1)] = step.embeddings
+        if self._may_keep_nodes:
+            self._embeddings[self._games, self._tree.num_kept + (simulation + 1)] = step.embeddings
+        else:  # the same, in a fraction of the time
+            self._embeddings[:, simulation + 1] = step.embeddings
         self._check(kernels.expand_and_back_up(self._tree, selection, _leaves(step)))
 
     def _keep_root_embeddings(self, embeddings: NDArray[np.generic]) -> None:
