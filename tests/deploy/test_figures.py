@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deploy.figures import GAMES, CounterTotals, RunFigures, ScoreHistory
@@ -18,6 +18,7 @@ def learner_series(name: str) -> Series:
     return Series(Target("learner", "learner", "127.0.0.1:2"), name)
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.tuples(st.integers(0, 2), st.booleans(), st.integers(1, 1000)), max_size=60
@@ -103,6 +104,7 @@ def test_evaluation_scores_are_kept_by_player_once_measured() -> None:
     assert latest.evaluation_scores == {"search": 12.5}
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0, 100), min_size=12, max_size=200))
 def test_first_and_present_scores_are_means_of_the_ends(scores: list[float]) -> None:
     """With one game a second, `first` and `now` are the means of the first and last third, at most a minute each."""

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from replay_server.client import ReplayClient
@@ -318,6 +318,7 @@ ACTIONS = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(ACTIONS)
 def test_counts_are_those_of_a_naive_ledger(actions: list[tuple[str, Direction, int, int]]) -> None:
     """Refused is what exceeds the whole or three quarters; a call that has ended has nothing in flight."""

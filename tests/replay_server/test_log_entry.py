@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from replay_server.log_entry import EntryHeader, LogError, pack_header, runs_of, slots_of, unpack_header
@@ -22,6 +22,7 @@ def headers(draw: st.DrawFn) -> EntryHeader:
     )
 
 
+@settings(deadline=None)
 @given(headers(), st.binary())
 def test_what_was_packed_is_unpacked(header: EntryHeader, message: bytes) -> None:
     """Every field, of every header."""
@@ -29,6 +30,7 @@ def test_what_was_packed_is_unpacked(header: EntryHeader, message: bytes) -> Non
     assert [list(field) for field in found] == [list(field) for field in header]
 
 
+@settings(deadline=None)
 @given(headers(), st.binary(min_size=1), st.data())
 def test_a_changed_or_missing_byte_is_noticed(header: EntryHeader, message: bytes, data: st.DataObject) -> None:
     """One flipped bit anywhere in the header or the message, or an end that is cut off."""
@@ -42,6 +44,7 @@ def test_a_changed_or_missing_byte_is_noticed(header: EntryHeader, message: byte
                 unpack_header(*((damaged, message) if whole is packed else (packed, damaged)))
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 10**6), st.integers(1, 9)), min_size=1, max_size=20))
 def test_runs_stand_for_their_slots(runs: list[tuple[int, int]]) -> None:
     """In their order, whatever it is."""

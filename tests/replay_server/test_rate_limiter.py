@@ -3,7 +3,7 @@
 import asyncio
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from replay_server.errors import Refusal
@@ -19,6 +19,7 @@ CONFIGS = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(CONFIGS, st.lists(st.tuples(st.sampled_from(["insert", "sample", "store", "fail"]), st.integers(1, 30))))
 def test_the_band_holds_and_nobody_waits_for_ever(config: RateLimiterConfig, calls: list[tuple[str, int]]) -> None:
     """From the minimum on the two stay within the buffer of each other; with nothing under way one side is free."""

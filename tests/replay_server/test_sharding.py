@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from replay_server.answers import InsertResult, ReplayTimeout
@@ -78,6 +78,7 @@ def test_a_diverted_trajectory_stays_where_it_went() -> None:
 # --- batches ---
 
 
+@settings(deadline=None)
 @given(
     st.integers(1, 1000),
     st.lists(st.floats(0, 1e6), min_size=1, max_size=6).filter(lambda masses: sum(masses) > 1e-3),

@@ -67,7 +67,7 @@ chunks = st.builds(
 )
 
 
-@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(chunks, max_size=8))
 def test_what_is_written_comes_back(tmp_path: Path, trajectories: list[Trajectory]) -> None:
     """The table's config and every trajectory, in their order, bit by bit, as often as asked for."""

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zero.config import NetworkConfig
@@ -12,6 +12,7 @@ from zero.networks.value_support import ValueSupport, inverse_value_transform, v
 SUPPORT = ValueSupport(NetworkConfig())
 
 
+@settings(deadline=None)
 @given(st.floats(-1e4, 1e4, width=32))
 def test_inverse_value_transform_undoes_the_transform(value: float) -> None:
     """h^-1(h(x)) = x, both signs."""
@@ -24,6 +25,7 @@ def test_value_transform_adds_epsilon_outside_the_root() -> None:
     assert value_transform(torch.tensor([3.0, -3.0])).tolist() == pytest.approx([1.003, -1.003])
 
 
+@settings(deadline=None)
 @given(st.floats(0, 400, width=32))
 def test_two_hot_has_the_value_as_expectation(value: float) -> None:
     """Encoding and decoding a value inside the support gives it back."""

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from google.protobuf.message import Message
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -45,6 +45,7 @@ SPECS = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(SPECS)
 def test_a_sample_spec_survives_the_wire(spec: SampleSpec) -> None:
     """Windows with offset and alias, filter, exponent and n-step, from one table and from several."""
@@ -166,6 +167,7 @@ FILTERS = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(FILTERS.filter(lambda chosen: chosen != TrajectoryFilter()))
 def test_a_trajectory_filter_survives_the_wire(chosen: TrajectoryFilter) -> None:
     """A bound of 0 is not the same as no bound."""
@@ -187,6 +189,7 @@ def test_a_bad_filter_is_refused(text: str, message: replay_pb2.TrajectoryFilter
     assert caught.value.reason is Reason.BAD_MESSAGE
 
 
+@settings(deadline=None)
 @given(st.integers(0, 4).flatmap(lambda n: hnp.arrays(np.float32, (n, 2), elements=st.floats(-1, 1, width=32))))
 def test_new_values_survive_the_wire(values: np.ndarray) -> None:
     """Keys and the columns that are given; zstd frames, too."""
