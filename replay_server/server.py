@@ -22,6 +22,7 @@ from grpc_reflection.v1alpha import reflection
 
 from replay_server.border import Border
 from replay_server.catalog import Catalog
+from replay_server.compiled import load_compiled
 from replay_server.credentials import SecuritySettings, is_loopback
 from replay_server.embedded_redis import EmbeddedRedis
 from replay_server.errors import Refusal, ReplayServerError
@@ -329,6 +330,7 @@ class _Parts:
         """Connect to Redis, load everything, take calls."""
         started = time.monotonic()
         await self._store.connect()
+        await asyncio.to_thread(load_compiled)
         await self._weights.load()
         self._metrics.set_weights(self._weights.newest.version, self._weights.newest.published_at)
         await self._catalog.recover(self._metrics)
