@@ -1,11 +1,9 @@
-"""Prometheus metrics of actors and evaluators."""
+"""Prometheus metrics of actors."""
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Summary
 
 from actors.self_play import MoveReport
 
-PLAYERS = ("random", "greedy", "policy", "search")
-"""Whom an evaluator measures: two baselines, the network's policy alone, and the policy under search."""
 
 
 class ActorMetrics:
@@ -60,25 +58,3 @@ class ActorMetrics:
         self.search_policy_divergence.set(report.policy_divergence)
         for optimism in report.search_optimism:
             self.search_optimism.observe(optimism)
-
-
-class EvaluatorMetrics:
-    """All series of one evaluator, in a registry of its own."""
-
-    def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        self.score = Gauge(
-            "zero_evaluator_score",
-            "Mean score over the fixed seeds; NaN before the first measurement.",
-            ["player"],
-            registry=self.registry,
-        )
-        for player in PLAYERS:
-            self.score.labels(player).set(float("nan"))
-        self.weights_version = Gauge(
-            "zero_evaluator_weights_version", "Version of the weights measured last.", registry=self.registry
-        )
-        self.evaluations = Counter("zero_evaluator_evaluations", "Evaluations finished.", registry=self.registry)
-        self.evaluation_seconds = Gauge(
-            "zero_evaluator_evaluation_seconds", "Duration of the last evaluation.", registry=self.registry
-        )
