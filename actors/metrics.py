@@ -5,7 +5,6 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Summ
 from actors.self_play import MoveReport
 
 
-
 class ActorMetrics:
     """All series of one actor, in a registry of its own."""
 
