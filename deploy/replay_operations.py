@@ -35,6 +35,13 @@ _MISTAKES = (
     Reason.UNAUTHENTICATED,
 )
 """Reasons that mean that what was given cannot be used; for all others trying again may help."""
+_LIMIT_OPTIONS = {
+    "min_size_to_sample": "--min-size",
+    "samples_per_insert": "--samples-per-insert",
+    "error_buffer": "--error-buffer",
+    "queue_size": "--queue-size",
+}
+"""By the field of a RateLimiterConfig."""
 
 
 class ReplayOperations:
@@ -145,7 +152,7 @@ class ReplayOperations:
             limits = replace(info.rate_limiter.config, **changes)
             info.config.check_limits(limits)
         except ValueError as error:
-            raise DeployError(str(error), BAD_INPUT) from None
+            raise DeployError(_by_option(str(error)), BAD_INPUT) from None
         self._client.set_rate_limiter(table, limits)
         self._say(f"table {table}: {limits_text(limits)}")
 
@@ -225,3 +232,10 @@ def _batches(trajectories: Iterable[Trajectory], *, one_by_one: bool) -> Iterato
             batch, size = [], 0
     if batch:
         yield batch
+
+
+def _by_option(text: str) -> str:
+    """What a RateLimiterConfig refuses, in the words of who gave options."""
+    for field, option in _LIMIT_OPTIONS.items():
+        text = text.replace(field, option)
+    return text

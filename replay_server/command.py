@@ -205,6 +205,12 @@ def serve(  # noqa: PLR0913, PLR0917 - one parameter per option, as typer wants 
     `zero replay-server --host 0.0.0.0 --tls-certificate tls.crt --tls-key tls.key --token-file tokens`
     """
     refuse_two_urls(redis_url, redis_url_file)
+    if max_in_flight_mib < 4 * max_message_mib:
+        raise CommandError(
+            f"--max-in-flight-mib {max_in_flight_mib} is too little for --max-message-mib {max_message_mib}: "
+            f"give at least {4 * max_message_mib} MiB, or smaller messages",
+            BAD_INPUT,
+        )
     log_to_stderr(log_level)
     from replay_server.security import SecurityError  # noqa: PLC0415
     from replay_server.server import (  # noqa: PLC0415

@@ -370,10 +370,10 @@ def test_limit_changes_what_is_given_at_once(run: Run, client: ReplayClient) -> 
     assert client.server_info().tables["games"].rate_limiter.config == RateLimiterConfig(5, 0.0, 7.0, 500)
     for arguments, expected in (
         ([], "give at least one limit"),
-        (["--queue-size=2000"], "exceeds capacity 1000"),
-        (["--samples-per-insert=8"], "error_buffer is 7.0, must be finite and at least"),
-        (["--samples-per-insert=nan"], "must be finite"),
-        (["--min-size=0"], "must be at least 1"),
+        (["--queue-size=2000"], "--queue-size 2000 exceeds capacity 1000"),
+        (["--samples-per-insert=8"], "--error-buffer is 7.0, must be finite and at least max(1, --samples-per-insert)"),
+        (["--samples-per-insert=nan"], "--samples-per-insert is nan, must be finite"),
+        (["--min-size=0"], "--min-size is 0, must be at least 1"),
     ):
         code, out, err = run("limit", "games", *arguments)
         assert (code, out, expected in err, err.count("\n")) == (2, "", True, 1), err

@@ -125,6 +125,9 @@ def test_what_cannot_be_used_is_one_line(tmp_path: Path) -> None:
     assert (code, "ZERO_PORT" in line) == (2, True)
     code, line = refused(tmp_path, "--host=0.0.0.0", "--port=0", "--metrics-port=0")
     assert (code, "--tls-certificate" in line) == (2, True)
+    code, line = refused(tmp_path, "--port=0", "--metrics-port=0", "--max-in-flight-mib=255", "--max-message-mib=64")
+    assert (code, "--max-in-flight-mib 255 is too little for --max-message-mib 64" in line) == (2, True)
+    assert "at least 256 MiB" in line
     assert list(tmp_path.iterdir()) == []
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
