@@ -17,6 +17,8 @@ from zero.wire.codec import REASON_METADATA_KEY, CodecError, Reason
 
 _ATTEMPT_SECONDS = 20.0
 """One attempt of a call lasts at most this long, so that a server that hangs is tried again."""
+_LEAST_HELD_SECONDS = 0.05
+"""A call that the rate limiter holds is not repeated for less: its time would run out on the way, and say nothing."""
 _MIN_BACKOFF_SECONDS = 0.05
 _MAX_BACKOFF_SECONDS = 2.0
 _STATUS_METADATA_KEY = "grpc-status-details-bin"
@@ -92,18 +94,22 @@ class Connection:
 
         Raises:
             ReplayError: refused for good, or the connection was closed.
-            ReplayTimeout: the timeout passed, or the only attempt failed.
+            ReplayTimeout: the timeout passed, or the only attempt failed; with the server's reason if it gave one.
         """
         deadline = time.monotonic() + timeout
         backoff = Backoff()
+        explained: ReplayTimeout | None = None
         while True:
             seconds = min(max(deadline - time.monotonic(), 0.001), _ATTEMPT_SECONDS)
             try:
                 return self._attempt(attempt, seconds)
             except ReplayTimeout as failure:
                 pause = backoff.pause_after(failure)
-                if not repeat or time.monotonic() + pause >= deadline:
-                    raise
+                held = failure.reason == Reason.RATE_LIMITED
+                if not repeat or time.monotonic() + pause + _LEAST_HELD_SECONDS * held >= deadline:
+                    # Where our own time ran out, the server would have said what it has said before.
+                    raise (failure.reason == "DEADLINE_EXCEEDED" and explained) or failure from None
+                explained = failure if failure.reason in _RETRIED_REASONS else None
             self.closed.wait(pause)
 
     def _attempt(self, attempt: Callable[[float], Result], seconds: float) -> Result:

@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 
 from replay_server.answers import InsertResult, ReplayError, ReplayTimeout, UpdateResult
 from replay_server.client import ReplayClient
+from replay_server.connection import Connection
 from replay_server.server import ReplayServer, ReplayServerSettings
 from tests.replay_server.played import SIGNATURE, played, table_config
 from tests.roles import wait_until
@@ -137,6 +139,37 @@ def test_a_busy_server_is_asked_again(tmp_path: Path) -> None:
         again = executor.submit(client.sample, "games", 2, {"reward": 1}, timeout=30)
         client.insert("games", [played(1)])
         assert len(held.result(30).keys) == len(again.result(30).keys) == 2
+
+
+def test_a_timeout_says_why_the_call_was_held(client: ReplayClient, make_table: MakeTable) -> None:
+    """However short it is, and however often."""
+    table = make_table(rate_limiter=RateLimiterConfig(min_size_to_sample=100)).name
+    with ThreadPoolExecutor(4) as executor:
+        held = [executor.submit(client.sample, table, 2, {"reward": 1}, timeout=0.2) for _ in range(32)]
+    assert [str(call.exception())[:12] for call in held] == ["RATE_LIMITED"] * 32
+
+
+def test_the_last_reason_outlives_an_attempt_without_an_answer() -> None:
+    """Of a server that goes away meanwhile the error says just that."""
+    said = [ReplayTimeout("RATE_LIMITED", "too few items"), ReplayTimeout("DEADLINE_EXCEEDED", "Stream removed")]
+    gone = [ReplayTimeout("RATE_LIMITED", "too few items"), ReplayTimeout("UNAVAILABLE", "Socket closed")]
+
+    def outcome(failures: list[ReplayTimeout]) -> str:
+        coming = iter(failures)
+        attempts: list[float] = []
+
+        def attempt(seconds: float) -> None:
+            attempts.append(seconds)
+            time.sleep(seconds if len(attempts) == len(failures) else 0)
+            raise next(coming)
+
+        connection = Connection("127.0.0.1:1")
+        with closing(connection), pytest.raises(ReplayTimeout) as caught:
+            connection.call(attempt, 0.2)
+        assert min(attempts) >= 0.05
+        return caught.value.reason
+
+    assert (outcome(said), outcome(gone)) == ("RATE_LIMITED", "UNAVAILABLE")
 
 
 def test_closing_leaves_no_thread(client: ReplayClient, make_table: MakeTable) -> None:
