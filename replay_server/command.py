@@ -87,7 +87,12 @@ LogLevel = Annotated[
 ]
 MetricsPort = Annotated[
     int,
-    typer.Option(envvar="ZERO_METRICS_PORT", min=0, max=65535, help="Where /metrics is served; 0 takes a free one."),
+    typer.Option(
+        envvar="ZERO_METRICS_PORT",
+        min=0,
+        max=65535,
+        help="Where /metrics and /sd are served, without TLS and tokens; 0 takes a free one.",
+    ),
 ]
 RedisUrl = Annotated[
     str | None,
