@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 _FIRST_ORDINALS = 1 << 30
 _MAX_COLUMNS = 256
+_MAX_TABLES = 64  # each has series of its own in the metrics, and is looked through at every scrape
 
 R = TypeVar("R")
 
@@ -212,6 +213,10 @@ class Catalog:
         problem = _unknown_strategy(config)
         if problem:
             raise Refusal(Reason.BAD_CONFIG, problem)
+        if len(self._tables) >= _MAX_TABLES:
+            raise Refusal(
+                Reason.BAD_CONFIG, f"there are {len(self._tables)} tables and at most {_MAX_TABLES} allowed; delete one"
+            )
         if len(config.signature) > _MAX_COLUMNS:
             raise Refusal(Reason.BAD_CONFIG, f"{len(config.signature)} columns; at most {_MAX_COLUMNS} are allowed")
         size, taken = memory_of(config), sum(served.table.memory_bytes for served in self.tables())

@@ -2,11 +2,13 @@
 
 import itertools
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from replay_server.answers import ReplayError
 from replay_server.client import ReplayClient
 from replay_server.server import BoundAddresses, ReplayServer, ReplayServerSettings
 from tests.replay_server.played import table_config
@@ -30,15 +32,20 @@ def client(addresses: BoundAddresses) -> Iterator[ReplayClient]:
 
 
 @pytest.fixture
-def make_table(client: ReplayClient) -> Callable[..., TableConfig]:
+def make_table(client: ReplayClient) -> Iterator[Callable[..., TableConfig]]:
     """Creates a table with a name of its own on the shared server; takes what differs from table_config()."""
+    made: list[str] = []
 
     def make(**changes: object) -> TableConfig:
         config = replace(table_config(f"table-{next(_numbers)}"), **changes)
         assert client.create_table(config, timeout=10)
+        made.append(config.name)
         return config
 
-    return make
+    yield make
+    for name in made:  # a server holds so many only
+        with suppress(ReplayError):  # the test may have deleted it
+            client.delete_table(name)
 
 
 @pytest.fixture

@@ -271,6 +271,20 @@ def test_a_table_that_cannot_be_is_refused(client: ReplayClient, changes: dict[s
     assert caught.value.reason == "BAD_CONFIG"
 
 
+def test_the_number_of_tables_is_bounded(settings: ReplayServerSettings) -> None:
+    """The one too many is refused with BAD_CONFIG until another goes; what exists is confirmed all the same."""
+    with ReplayServer(settings) as bound, ReplayClient(bound.address) as client:
+        configs = [table_config(f"t{n}", capacity=10, durability=Durability.MEMORY) for n in range(65)]
+        for config in configs[:64]:
+            assert client.create_table(config)
+        with pytest.raises(ReplayError, match="64 tables and at most 64") as caught:
+            client.create_table(configs[64])
+        assert caught.value.reason == "BAD_CONFIG"
+        assert not client.create_table(configs[0])
+        client.delete_table("t0")
+        assert client.create_table(configs[64])
+
+
 def test_a_start_says_how_far_it_is(settings: ReplayServerSettings, monkeypatch: pytest.MonkeyPatch) -> None:
     """While the log is loaded, GetServerInfo counts its entries; other calls are refused."""
     with ReplayServer(settings) as bound, ReplayClient(bound.address) as client:

@@ -59,6 +59,7 @@ def test_counters_count_and_begin_at_zero(
         "evicted_steps",
     ):
         assert before[f"zero_replay_{name}_total{table}"] == 0
+    assert not any("_created{" in name for name in before)
     assert {f"zero_replay_rejected_requests_total{{reason={reason.value}}}" for reason in Reason} <= before.keys()
     for number in (1, 2, 3):
         client.insert(config.name, [played(number)])
