@@ -91,7 +91,7 @@ MetricsPort = Annotated[
         envvar="ZERO_METRICS_PORT",
         min=0,
         max=65535,
-        help="Where /metrics and /sd are served, without TLS and tokens; 0 takes a free one.",
+        help="Where /metrics is served, in plain text and without a token; 0 takes a free one.",
     ),
 ]
 RedisUrl = Annotated[
