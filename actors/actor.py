@@ -13,7 +13,7 @@ import torch
 
 from actors.data_collector import DataCollector
 from actors.metrics import ActorMetrics
-from actors.self_play import MoveReport, SelfPlay
+from actors.self_play import SelfPlay
 from actors.weights_client import WeightsClient
 from replay_server.client import ReplayClient, create_table_when_reachable, registered_process
 from replay_server.credentials import Credentials
@@ -23,8 +23,8 @@ from zero.games.registry import make_game
 from zero.networks.inference import InferenceNetwork, fastest_dtype
 from zero.networks.residual import make_network
 from zero.networks.weights import load_weights
-from zero.search.alphazero_model import AlphaZeroModel
-from zero.search.gumbel import GumbelSearch
+from zero.search.make_search import make_search
+from zero.search.tree_search import TreeSearch
 from zero.self_play_table import TABLE_NAME, self_play_table
 from zero.trajectories import Trajectory
 
@@ -66,15 +66,15 @@ class SearchFactory:
         self._batch_size = config.self_play.games_per_actor
         self.dtype = fastest_dtype(self._network, self._batch_size, time.perf_counter)
 
-    def build(self, payload: bytes) -> GumbelSearch:
+    def build(self, payload: bytes) -> TreeSearch:
         """A search with these weights.
 
         Raises:
             WeightsMismatchError: the weights are of another network.
         """
         load_weights(self._network, payload)
-        model = AlphaZeroModel(self._game, InferenceNetwork(self._network, self.dtype), self._config.discount)
-        return GumbelSearch(model, self._config.search, self._batch_size)
+        network = InferenceNetwork(self._network, self.dtype)
+        return make_search(self._game, network, self._config, self._batch_size)
 
 
 class ActorLoop:
@@ -87,14 +87,12 @@ class ActorLoop:
         weights_client: WeightsClient,
         collector: DataCollector,
         metrics: ActorMetrics,
-        num_simulations: int,
     ) -> None:
         self._self_play = self_play
         self._searches = searches
         self._weights_client = weights_client
         self._collector = collector
         self._metrics = metrics
-        self._num_simulations = num_simulations
         self._recent_scores: deque[float] = deque(maxlen=RECENT_GAMES)
 
     def run(self, stop: Event) -> None:
@@ -106,18 +104,13 @@ class ActorLoop:
         while not stop.is_set():
             version = self._weights_client.version
             trajectories, report = self._self_play.play_move(search, version)
-            self._report(report, version)
+            self._metrics.report_move(report)
+            self._metrics.weights_version.set(version)
             for trajectory in trajectories:
                 self._send(trajectory)
             newer = self._weights_client.poll()
             if newer is not None:
                 search = self._searches.build(newer.payload)
-
-    def _report(self, report: MoveReport, version: int) -> None:
-        self._metrics.moves.inc(report.num_moves)
-        self._metrics.simulations.inc(report.num_moves * self._num_simulations)
-        self._metrics.unique_leaf_ratio.set(report.unique_leaf_ratio)
-        self._metrics.weights_version.set(version)
 
     def _send(self, trajectory: Trajectory) -> None:
         score = trajectory.stats["score"]
@@ -159,4 +152,4 @@ def run_actor(config: ExperimentConfig, settings: ActorSettings, stop: Event) ->
             closing(WeightsClient(client)) as weights_client,
             closing(DataCollector(client, TABLE_NAME, MAX_INSERTS_IN_FLIGHT, stop)) as collector,
         ):
-            ActorLoop(self_play, searches, weights_client, collector, metrics, config.search.num_simulations).run(stop)
+            ActorLoop(self_play, searches, weights_client, collector, metrics).run(stop)

@@ -1,7 +1,7 @@
 """Who is measured against whom: baselines and a network's players on one schedule, and what came of it."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -100,17 +100,17 @@ class Evaluation:
         counts = sorted({*self._simulations, own})
         return (POLICY, *(SEARCH if count == own else f"{SEARCH}-{count}" for count in counts))
 
-    def measure_baselines(self, on_games: OnGames) -> None:
-        """Play the contests that need no network."""
+    def measure_baselines(self, on_games: OnGames) -> Iterator[Contest]:
+        """Play the contests that need no network; gives each when it is over."""
         names = list(self._baselines)
         if self._game.num_players == 1:
             contests = [Contest(name) for name in names]
         else:
             contests = [Contest(stronger, weaker) for weaker, stronger in combinations(names, 2)]
-        self._play(contests, self._baselines, on_games)
+        return self._play(contests, self._baselines, on_games)
 
-    def measure_network(self, payload: bytes, on_games: OnGames) -> None:
-        """Play the contests of some weights, instead of those of earlier ones.
+    def measure_network(self, payload: bytes, on_games: OnGames) -> Iterator[Contest]:
+        """Play the contests of some weights, instead of those of earlier ones; gives each when it is over.
 
         Raises:
             WeightsMismatchError: the weights are of another network.
@@ -121,7 +121,7 @@ class Evaluation:
         else:
             contests = [Contest(name, baseline) for name in players for baseline in self._baselines]
             contests += [Contest(stronger, weaker) for weaker, stronger in combinations(players, 2)]
-        self._play(contests, self._baselines | players, on_games)
+        return self._play(contests, self._baselines | players, on_games)
 
     def report(self) -> EvaluationReport:
         """What came of all contests so far."""
@@ -141,7 +141,7 @@ class Evaluation:
         anchor = next(iter(self._baselines))
         return EvaluationReport(scores, contests, rate(matches, anchor) if matches else {})
 
-    def _play(self, contests: Sequence[Contest], players: Mapping[str, Player], on_games: OnGames) -> None:
+    def _play(self, contests: Sequence[Contest], players: Mapping[str, Player], on_games: OnGames) -> Iterator[Contest]:
         for contest in contests:
             both_of_network = not {contest.player, contest.opponent} & set(self._baselines)
             schedule = Schedule(
@@ -155,6 +155,7 @@ class Evaluation:
             self._results[contest] = play_games(
                 self._game, player, opponent, schedule, lambda ended, contest=contest: on_games(contest, ended)
             )
+            yield contest
 
     def _network_players(self, payload: bytes) -> dict[str, Player]:
         """The network's players by name, the weakest first."""

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from threading import Event
@@ -51,8 +52,9 @@ def evaluate_weights(evaluation: Evaluation, payload: bytes, on_games: OnGames) 
         WeightsMismatchError: the weights are of another network.
     """
     torch.set_num_threads(1)
-    evaluation.measure_baselines(on_games)
-    evaluation.measure_network(payload, on_games)
+    for contests in (evaluation.measure_baselines(on_games), evaluation.measure_network(payload, on_games)):
+        for _ in contests:
+            pass
     return evaluation.report()
 
 
@@ -79,15 +81,13 @@ def run_evaluator(config: ExperimentConfig, settings: EvaluatorSettings, stop: E
         closing(WeightsClient(client)) as weights_client,
         suppress(_StoppedError),
     ):
-        evaluation.measure_baselines(end_if_stopped)
-        _show(evaluation.report(), metrics)
+        _measure(evaluation, evaluation.measure_baselines(end_if_stopped), metrics)
         while not stop.wait(config.evaluation.interval_seconds):
             weights = weights_client.wait_for_newer(stop)
             if weights is None:
                 return
             started = time.monotonic()
-            evaluation.measure_network(weights.payload, end_if_stopped)
-            _show(evaluation.report(), metrics)
+            _measure(evaluation, evaluation.measure_network(weights.payload, end_if_stopped), metrics)
             metrics.evaluations.inc()
             metrics.evaluation_seconds.set(time.monotonic() - started)
             metrics.weights_version.set(weights.version)
@@ -97,7 +97,10 @@ class _StoppedError(Exception):
     """The role ends in the middle of an evaluation."""
 
 
-def _show(report: EvaluationReport, metrics: EvaluatorMetrics) -> None:
-    metrics.show(report)
-    for contest, score in report.contests.items():
+def _measure(evaluation: Evaluation, contests: Iterator[Contest], metrics: EvaluatorMetrics) -> None:
+    """Play contests and show what came of each at once."""
+    for contest in contests:
+        report = evaluation.report()
+        metrics.show(report)
+        score = report.contests[contest]
         logger.info("%s: %.2f ± %.2f on %d games", contest, score.mean, score.standard_error, score.num_games)

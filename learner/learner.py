@@ -103,8 +103,10 @@ class Learner:
             learner.td_lambda,
         )
         policy = columns["search_policy"][:, 0].astype(np.float32)
-        # Half precision rounds the stored policy, so its sum is 1 only to three digits.
-        policy /= policy.sum(-1, keepdims=True)
+        # Half precision rounds the stored policy, so its sum is 1 only to three digits. Zeros stay zeros: the policy of
+        # a move that was searched cheaply is not to be learned.
+        total = policy.sum(-1, keepdims=True)
+        policy /= np.where(total > 0, total, 1)
         mask = self._game.search_action_mask(self._game.decode(observations))
         weights = importance_weights(batch.probabilities, batch.table_size, learner.importance_sampling_exponent)
         return TrainingBatch(

@@ -22,7 +22,7 @@ class TrainingBatch:
     Attributes:
         encoded: float32 [B, E].
         legal_action_mask: bool [B, A], the actions that the search considered.
-        target_policy: float32 [B, A], sums to 1 over the mask.
+        target_policy: float32 [B, A], sums to 1 over the mask, or to 0 where the policy is not to be learned.
         target_value: float32 [B], in real scale.
         importance_weights: float32 [B], at most 1.
     """

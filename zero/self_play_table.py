@@ -13,7 +13,8 @@ def self_play_signature(game: Game) -> Signature:
 
     observation: compact, before the move. action: what was played. reward: what it earned the player who moved.
     discount: 0 if the step ended the game, else 1, or -1 where the player changed; the learner multiplies it with the
-    config's discount. search_policy: the improved policy over all actions. search_value: the root value of the search.
+    config's discount. search_policy: the policy target over all actions, zeros where it is not to be learned.
+    search_value: the root value of the search.
     """
     return (
         game.observation_spec,

@@ -4,6 +4,7 @@ import numpy as np
 import torch
 
 from learner.learner import Learner
+from learner.losses import compute_loss
 from zero.config import parse_config
 from zero.games.registry import make_game
 from zero.trajectories import SequenceBatch
@@ -51,6 +52,22 @@ def test_policy_targets_are_distributions_over_what_the_search_considered() -> N
     states = GAME.initial(GAME.draw_chance(np.random.default_rng(0), 4))
     assert np.array_equal(batch.legal_action_mask.numpy(), GAME.search_action_mask(states))
     assert (batch.target_policy[~batch.legal_action_mask] == 0).all()
+
+
+def test_a_policy_of_zeros_is_not_learned() -> None:
+    """Where no policy was recorded, the value alone has a loss; the policy head gets no gradient from there."""
+    learner = Learner(CONFIG, GAME, torch.device("cpu"))
+    sequences = sequence_batch()
+    sequences.columns["search_policy"][:] = 0
+    batch = learner.prepare(sequences)
+    assert (batch.target_policy == 0).all()
+    output = learner.network(batch.encoded)
+    output.policy_logits.retain_grad()
+    loss = compute_loss(output, batch, learner.network.support, 1.0)
+    loss.total.backward()
+    assert float(loss.policy) == 0
+    assert float(loss.value) > 0
+    assert (output.policy_logits.grad == 0).all()
 
 
 def test_what_is_drawn_often_weighs_less() -> None:
