@@ -41,6 +41,10 @@ def ignore(_: Contest, __: int) -> None:
     pass
 
 
+def play(contests: Iterator[Contest]) -> list[Contest]:
+    return list(contests)
+
+
 def test_in_a_game_for_one_everybody_plays_the_same_seeds() -> None:
     """Baselines, the policy, and the search with as many simulations as were asked for; no ratings."""
     experiment = config("triangle")
@@ -50,9 +54,9 @@ def test_in_a_game_for_one_everybody_plays_the_same_seeds() -> None:
     def count(contest: Contest, games: int) -> None:
         ended[contest] = ended.get(contest, 0) + games
 
-    evaluation.measure_baselines(count)
+    play(evaluation.measure_baselines(count))
     assert list(evaluation.report().scores) == ["random", "greedy"]
-    evaluation.measure_network(fresh_weights(experiment), count)
+    play(evaluation.measure_network(fresh_weights(experiment), count))
     report = evaluation.report()
     assert list(report.scores) == ["random", "greedy", "policy", "search-2", "search", "search-8"]
     assert {contest: score.num_games for contest, score in report.contests.items()} == ended
@@ -65,11 +69,11 @@ def test_in_a_game_for_two_everybody_meets_everybody() -> None:
     """Each pair once; scores are over the games against baselines; ratings hang on the first baseline."""
     experiment = config("tic_tac_toe")
     evaluation = Evaluation(experiment, 20, ["random", "perfect"])
-    evaluation.measure_baselines(ignore)
+    play(evaluation.measure_baselines(ignore))
     first = evaluation.report()
     assert list(first.contests) == [Contest("perfect", "random")]
     assert first.scores["random"].mean == -first.scores["perfect"].mean < 0
-    evaluation.measure_network(fresh_weights(experiment), ignore)
+    play(evaluation.measure_network(fresh_weights(experiment), ignore))
     report = evaluation.report()
     pairs = {frozenset((contest.player, contest.opponent)) for contest in report.contests}
     assert len(pairs) == len(report.contests) == 6
@@ -93,8 +97,8 @@ def test_only_players_of_the_network_meet_after_random_openings(monkeypatch: pyt
         return play_games(game, player, opponent, schedule)
 
     monkeypatch.setattr(contests, "play_games", note)
-    evaluation.measure_baselines(ignore)
-    evaluation.measure_network(fresh_weights(experiment), ignore)
+    play(evaluation.measure_baselines(ignore))
+    play(evaluation.measure_network(fresh_weights(experiment), ignore))
     assert [schedule.opening_moves for schedule in schedules] == [0] * 5 + [OPENING_MOVES]
     assert {(schedule.num_games, schedule.seed, schedule.max_moves) for schedule in schedules} == {(4, 1_000_000, 50)}
 
@@ -103,13 +107,21 @@ def test_new_weights_replace_what_earlier_ones_did() -> None:
     """The baselines' games stay."""
     experiment = config("tic_tac_toe")
     evaluation = Evaluation(experiment, 4, ["random", "greedy"])
-    evaluation.measure_baselines(ignore)
+    play(evaluation.measure_baselines(ignore))
     baselines = evaluation.report().contests[Contest("greedy", "random")]
     for _ in range(2):
-        evaluation.measure_network(fresh_weights(experiment), ignore)
+        play(evaluation.measure_network(fresh_weights(experiment), ignore))
     report = evaluation.report()
     assert report.scores["search"].num_games == 8
     assert report.contests[Contest("greedy", "random")] == baselines
+
+
+def test_every_contest_can_be_seen_when_it_is_over() -> None:
+    """The report after each knows it, and nothing of those to come."""
+    evaluation = Evaluation(config("tic_tac_toe"), 4, ["random", "greedy", "perfect"])
+    seen = [(contest, tuple(evaluation.report().contests)) for contest in evaluation.measure_baselines(ignore)]
+    assert [len(known) for _, known in seen] == [1, 2, 3]
+    assert all(known[-1] == contest for contest, known in seen)
 
 
 def test_what_is_called_after_every_move_can_end_the_evaluation() -> None:
@@ -120,7 +132,7 @@ def test_what_is_called_after_every_move_can_end_the_evaluation() -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        evaluation.measure_baselines(stop)
+        play(evaluation.measure_baselines(stop))
     assert evaluation.report().contests == {}
 
 
@@ -138,11 +150,11 @@ def test_metrics_show_the_report() -> None:
     experiment = config("tic_tac_toe")
     evaluation = Evaluation(experiment, 4, ["random", "greedy"])
     metrics = EvaluatorMetrics()
-    evaluation.measure_baselines(ignore)
+    play(evaluation.measure_baselines(ignore))
     metrics.show(evaluation.report())
     value = metrics.registry.get_sample_value
     assert value("zero_evaluator_score", {"player": "search"}) is None
-    evaluation.measure_network(fresh_weights(experiment), ignore)
+    play(evaluation.measure_network(fresh_weights(experiment), ignore))
     report = evaluation.report()
     metrics.show(report)
     score, player = report.scores["search"], {"player": "search"}
