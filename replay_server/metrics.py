@@ -39,6 +39,12 @@ class TableState(NamedTuple):
         memory_bytes: of it when it is full.
         waiting_inserts: held by its rate limiter.
         waiting_samples: held by its rate limiter.
+        priority_mass: what a draw takes its share of: of a prioritized table the sum of priority ^ exponent, else the
+            items.
+        max_priority: the highest seen, which new steps get.
+        samples_per_insert: its rate limiter's aim; 0 without one.
+        error_buffer: how far its rate limiter lets samples and inserts get ahead.
+        difference: samples_per_insert x inserts - samples; what error_buffer bounds.
     """
 
     table: str
@@ -48,6 +54,11 @@ class TableState(NamedTuple):
     memory_bytes: int
     waiting_inserts: int
     waiting_samples: int
+    priority_mass: float
+    max_priority: float
+    samples_per_insert: float
+    error_buffer: float
+    difference: float
 
 
 @dataclass(frozen=True)
@@ -74,11 +85,13 @@ class TableMetrics:
     """The counters of one table."""
 
     inserted_steps: Counter
+    inserted_bytes: Counter
     inserted_trajectories: Counter
     duplicates: Counter
     evicted_steps: Counter
     removed: Mapping[str, Counter]
     sampled_positions: Counter
+    sampled_bytes: Counter
     insert_wait: Callable[[float], None]
     sample_wait: Callable[[float], None]
     priorities_updated: Counter
@@ -189,11 +202,13 @@ class _TableCounters:
             return Counter(f"zero_replay_{name}", text, ("table", *labels), registry=registry)
 
         self._inserted_steps = counter("inserted_steps", "Steps stored.")
+        self._inserted_bytes = counter("inserted_bytes", "Bytes of the columns of steps stored.")
         self._inserted_trajectories = counter("inserted_trajectories", "Trajectories stored.")
         self._duplicates = counter("duplicate_trajectories", "Trajectories acknowledged and not stored again.")
         self._evicted_steps = counter("evicted_steps", "Steps that made room for newer ones.")
         self._removed = counter("removed_trajectories", "Trajectories removed, by cause.", "cause")
         self._sampled = counter("sampled_positions", "Positions drawn and delivered.")
+        self._sampled_bytes = counter("sampled_bytes", "Bytes of the columns of sequences drawn.")
         self._insert_wait = counter("insert_wait_seconds", "Time inserts were held by the rate limiter.")
         self._sample_wait = counter("sample_wait_seconds", "Time samples were held by the rate limiter.")
         self._priorities = counter(
@@ -206,11 +221,13 @@ class _TableCounters:
     def of(self, table: str) -> TableMetrics:
         return TableMetrics(
             inserted_steps=self._inserted_steps.labels(table),
+            inserted_bytes=self._inserted_bytes.labels(table),
             inserted_trajectories=self._inserted_trajectories.labels(table),
             duplicates=self._duplicates.labels(table),
             evicted_steps=self._evicted_steps.labels(table),
             removed={cause: self._removed.labels(table, cause) for cause in REMOVAL_CAUSES},
             sampled_positions=self._sampled.labels(table),
+            sampled_bytes=self._sampled_bytes.labels(table),
             insert_wait=self._insert_wait.labels(table).inc,
             sample_wait=self._sample_wait.labels(table).inc,
             priorities_updated=self._priorities.labels(table, "updated"),
@@ -222,10 +239,12 @@ class _TableCounters:
     def forget(self, table: str) -> None:
         for counter in (
             self._inserted_steps,
+            self._inserted_bytes,
             self._inserted_trajectories,
             self._duplicates,
             self._evicted_steps,
             self._sampled,
+            self._sampled_bytes,
             self._insert_wait,
             self._sample_wait,
         ):
@@ -247,15 +266,15 @@ class _LevelCollector(Collector):
         """See Collector."""
         levels = self._read_levels()
         by_table = [
-            GaugeMetricFamily(f"zero_replay_{name}", text, labels=["table"]) for name, text in _TABLE_LEVELS.items()
+            GaugeMetricFamily(f"zero_replay_{name}", level.text, labels=["table"])
+            for name, level in _TABLE_LEVELS.items()
         ]
         waiting = GaugeMetricFamily(
             "zero_replay_waiting_calls", "Calls held by the rate limiter now.", labels=["table", "kind"]
         )
         for state in levels.tables:
-            values = (state.steps, state.trajectories, state.items, state.memory_bytes)
-            for family, value in zip(by_table, values, strict=True):
-                family.add_metric([state.table], value)
+            for family, level in zip(by_table, _TABLE_LEVELS.values(), strict=True):
+                family.add_metric([state.table], level.read(state))
             waiting.add_metric([state.table, "insert"], state.waiting_inserts)
             waiting.add_metric([state.table, "sample"], state.waiting_samples)
         processes = _family("live_processes", "Processes that registered lately.", "role", levels.live_processes)
@@ -276,11 +295,33 @@ class _LevelCollector(Collector):
         return iter((*by_table, waiting, processes, in_flight, allowed, available))
 
 
+class _TableLevel(NamedTuple):
+    text: str
+    read: Callable[[TableState], float]
+
+
 _TABLE_LEVELS = {
-    "steps": "Steps stored now.",
-    "trajectories": "Trajectories stored now.",
-    "items": "Positions that may be drawn now.",
-    "table_memory_bytes": "Bytes that the table takes when it is full; mapped when it was created.",
+    "steps": _TableLevel("Steps stored now.", lambda state: state.steps),
+    "trajectories": _TableLevel("Trajectories stored now.", lambda state: state.trajectories),
+    "items": _TableLevel("Positions that may be drawn now.", lambda state: state.items),
+    "table_memory_bytes": _TableLevel(
+        "Bytes that the table takes when it is full; mapped when it was created.", lambda state: state.memory_bytes
+    ),
+    "priority_mass": _TableLevel(
+        "Sum of priority ^ exponent where that decides what is drawn, else the items.",
+        lambda state: state.priority_mass,
+    ),
+    "max_priority": _TableLevel("The highest priority seen, which new steps get.", lambda state: state.max_priority),
+    "limiter_samples_per_insert": _TableLevel(
+        "What the rate limiter aims at; 0 without a ratio.", lambda state: state.samples_per_insert
+    ),
+    "limiter_error_buffer": _TableLevel(
+        "How far the rate limiter's difference may get from 0.", lambda state: state.error_buffer
+    ),
+    "limiter_difference": _TableLevel(
+        "samples_per_insert x items inserted - positions drawn, since the rate limiter began; 0 without a ratio.",
+        lambda state: state.difference,
+    ),
 }
 
 

@@ -60,6 +60,13 @@ class RateLimiter:
         """What was counted so far."""
         return LimiterCounts(self._stored, self._sampled, self._origin)
 
+    @property
+    def difference(self) -> float:
+        """samples_per_insert x inserts - samples since min_size_to_sample was reached; 0 before, or without a ratio."""
+        if self._origin is None or not self.config.samples_per_insert:
+            return 0.0
+        return (self._stored - self._origin) * self.config.samples_per_insert - self._sampled
+
     def check_insert(self, num_items: int) -> None:
         """Refuse an insert that could never pass.
 

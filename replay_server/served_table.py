@@ -117,6 +117,7 @@ class ServedTable:
 
     def _note_stored(self, block: Block, num_items: int) -> None:
         self._metrics.inserted_steps.inc(block.num_steps)
+        self._metrics.inserted_bytes.inc(block.num_steps * sum(self.table.rings.row_bytes.values()))
         self._metrics.inserted_trajectories.inc(sum(not record.first_step for record in block.records))
         self._count_removed("evicted")
         self.limiter.store(num_items)
@@ -180,8 +181,13 @@ class ServedTable:
         self._promised -= spec.batch_size
         self._count_removed("used_up")
         self._metrics.sampled_positions.inc(spec.batch_size)
+        self._metrics.sampled_bytes.inc(spec.batch_size * self._bytes_of_sequence(spec))
         self._inserts.advance()
         return drawn
+
+    def _bytes_of_sequence(self, spec: SampleSpec) -> int:
+        row_bytes = self.table.rings.row_bytes
+        return sum(row_bytes[window.column] * window.length for window in map(spec.window, spec.windows))
 
     async def grown(self, deadline: float, in_flight: InFlight) -> None:
         """Wait until something is stored that a filter may match.
@@ -320,6 +326,11 @@ class ServedTable:
             self.table.memory_bytes,
             len(self._inserts),
             len(self._samples),
+            self.table.mass,
+            self.table.priorities.highest,
+            self.limiter.config.samples_per_insert,
+            self.limiter.config.error_buffer,
+            self.limiter.difference,
         )
 
     @property

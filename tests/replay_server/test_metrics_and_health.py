@@ -31,8 +31,8 @@ from replay_server.server import (
 from tests.replay_server.held import until
 from tests.replay_server.messages import scrape
 from tests.replay_server.played import played, table_config
-from zero.tables import TableConfig
-from zero.trajectories import PriorityUpdates, TrajectoryFilter
+from zero.tables import RateLimiterConfig, TableConfig
+from zero.trajectories import PriorityUpdates, TrajectoryFilter, Window
 from zero.wire import weights_pb2, weights_pb2_grpc
 from zero.wire.codec import Reason
 
@@ -115,6 +115,31 @@ def test_every_way_out_of_a_table_is_counted_by_its_cause(
     assert metrics[f"zero_replay_evicted_steps_total{{table={config.name}}}"] == 5
     assert metrics[f"zero_replay_items{{table={config.name}}}"] == 0
     assert metrics[f"zero_replay_table_memory_bytes{{table={config.name}}}"] > 10 * 18
+
+
+def test_bytes_priorities_and_the_rate_limiter_are_shown(
+    addresses: BoundAddresses, client: ReplayClient, make_table: Callable[..., TableConfig]
+) -> None:
+    """Bytes as steps and sequences take them without a wire; masses and differences follow every call."""
+    limits = RateLimiterConfig(5, 2.0, 40.0)
+    config = make_table(selector="prioritized", priority_exponent=0.5, rate_limiter=limits)
+
+    def shown(*names: str) -> list[float]:
+        metrics = scrape(addresses.metrics_address)
+        return [metrics[f"zero_replay_{name}{{table={config.name}}}"] for name in names]
+
+    limiter = ("limiter_samples_per_insert", "limiter_error_buffer", "limiter_difference")
+    assert shown("inserted_bytes_total", "sampled_bytes_total", "priority_mass", *limiter) == [0, 0, 0, 2, 40, 0]
+    client.insert(config.name, [played(1)])
+    client.insert(config.name, [played(2)])
+    assert shown("inserted_bytes_total", "priority_mass", "max_priority") == [10 * (6 + 2 + 4 + 8), 10, 1]
+    assert shown(*limiter) == [2, 40, 10]
+    keys = client.sample(config.name, 4, {"action": 2, "next": Window("policy", 1, 3)}).keys
+    assert shown("sampled_bytes_total", "limiter_difference") == [4 * (2 * 2 + 8), 6]
+    client.update_priorities(config.name, PriorityUpdates(keys[:1], np.array([9], np.float32)))
+    assert shown("priority_mass", "max_priority") == [12, 9]
+    client.delete_table(config.name)
+    assert not any(f"table={config.name}" in name for name in scrape(addresses.metrics_address))
 
 
 def test_updates_inserts_and_the_age_of_samples_are_counted(settings: ReplayServerSettings) -> None:
