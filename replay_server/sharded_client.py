@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Self, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from replay_server.sharding import Placement, ShardedBatch, ShardedUpdates
 from replay_server.shards import Shards
 from zero.tables import RateLimiterConfig, TableConfig
 from zero.trajectories import NStep, SampleSpec, StepFilter, Trajectory, TrajectoryFilter, Window
+from zero.wire.codec import as_array
 
 Result = TypeVar("Result")
 
@@ -129,12 +130,14 @@ class ShardedClient:
             columns: the new values [N, ...].
             timeout: in seconds.
         """
+        key_array = cast(NDArray[np.uint64], as_array("keys", keys))
+        arrays = {name: as_array(name, values) for name, values in columns.items()}
         updates: list[Future[UpdateResult]] = []
         for number in np.unique(shards):
             own = shards == number
-            values = {name: array[own] for name, array in columns.items()}
+            values = {name: array[own] for name, array in arrays.items()}
             shard = self._shards.shards[number]
-            updates.append(shard.inserting.submit(shard.patient.update_columns, table, keys[own], values, timeout))
+            updates.append(shard.inserting.submit(shard.patient.update_columns, table, key_array[own], values, timeout))
         results = _all(updates)
         return UpdateResult(sum(result.updated for result in results), sum(result.evicted for result in results))
 

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from types import TracebackType
-from typing import Self
+from typing import Self, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from replay_server.answers import ReplayTimeout, UpdateResult
 from replay_server.connection import Backoff, closed_error
@@ -17,7 +18,7 @@ from replay_server.ordered_stream import wait_seconds
 from replay_server.sharding import Part, ShardedBatch, ShardedUpdates, Share, join_batches, split_batch
 from replay_server.shards import Shards
 from zero.trajectories import PriorityUpdates, SampleSpec
-from zero.wire.codec import Reason
+from zero.wire.codec import Reason, as_array
 
 _HELD = (Reason.RATE_LIMITED, Reason.TOO_BUSY)
 _REQUEST_SECONDS = 2.0
@@ -225,8 +226,10 @@ class ShardedSampleStream:
 def _by_shard(updates: ShardedUpdates | None) -> dict[int, PriorityUpdates]:
     if updates is None:
         return {}
+    keys = as_array("keys", updates.keys)
+    priorities = cast(NDArray[np.float32], as_array("priorities", updates.priorities))
     return {
-        number: PriorityUpdates(updates.keys[own], updates.priorities[own])
+        number: PriorityUpdates(cast(NDArray[np.uint64], keys)[own], priorities[own])
         for number in np.unique(updates.shards).tolist()
         if len(own := np.flatnonzero(updates.shards == number))
     }

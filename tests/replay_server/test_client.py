@@ -7,9 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
+import torch
 
 from replay_server.answers import InsertResult, ReplayError, ReplayTimeout, UpdateResult
 from replay_server.client import ReplayClient
@@ -18,7 +20,7 @@ from replay_server.server import ReplayServer, ReplayServerSettings
 from tests.replay_server.played import SIGNATURE, played, table_config
 from tests.roles import wait_until
 from zero.tables import RateLimiterConfig, TableConfig
-from zero.trajectories import SampleSpec, StatRange, TableShare, TrajectoryFilter
+from zero.trajectories import PriorityUpdates, SampleSpec, StatRange, TableShare, TrajectoryFilter
 
 MakeTable = Callable[..., TableConfig]
 
@@ -180,3 +182,23 @@ def test_closing_leaves_no_thread(client: ReplayClient, make_table: MakeTable) -
         other.insert_stream(table).insert([played(1)]).result(10)
         next(other.sample_stream(table, SampleSpec(2, {"reward": 1})))
     wait_until(lambda: set(threading.enumerate()) <= before)
+
+
+def test_tensors_and_lists_are_taken_wherever_arrays_are(client: ReplayClient, make_table: MakeTable) -> None:
+    """Columns, initial priorities, new values and priority updates."""
+    table = make_table(selector="prioritized").name
+    whole = played(1)
+    columns: dict[str, object] = {
+        name: torch.from_numpy(array) if name != "action" else array for name, array in whole.columns.items()
+    }
+    client.insert(table, [replace(whole, columns=columns, priorities=[1.0, 0, 0, 0, 0])])
+    batch = client.sample(table, 2, {"reward": 1})
+    np.testing.assert_array_equal(batch.columns["reward"][:, 0], whole.columns["reward"][[0, 0]])
+    key = batch.keys[:1]
+    rewards: Any = torch.tensor([7.0])
+    assert client.update_columns(table, key, {"reward": rewards}) == UpdateResult(1, 0)
+    given: list[Any] = [torch.from_numpy(key.view(np.int64)), torch.tensor([3.0], requires_grad=True)]
+    updates = PriorityUpdates(*given)
+    assert client.sample(table, 2, {"reward": 1}, updates).columns["reward"].tolist() == [[7.0], [7.0]]
+    assert client.update_priorities(table, PriorityUpdates(*cast(list[Any], [key.tolist(), [2]]))) == UpdateResult(1, 0)
+    assert client.server_info().tables[table].mass == pytest.approx(2**0.6, rel=1e-5)

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from functools import lru_cache
+from typing import Protocol, cast
 
 import numpy as np
 import zstandard
@@ -104,6 +105,26 @@ class CodecError(ValueError):
         self.message = message
 
 
+class _Tensor(Protocol):
+    """What PyTorch makes, as far as it matters here."""
+
+    def numpy(self, *, force: bool) -> NDArray[np.generic]: ...
+
+
+def as_array(name: str, values: object) -> NDArray[np.generic]:
+    """Values as an array: one as it is, a PyTorch tensor wherever it lies, a sequence of numbers.
+
+    Raises:
+        CodecError: BAD_DATA; the text has the name.
+    """
+    if isinstance(values, np.ndarray):
+        return cast(NDArray[np.generic], values)
+    try:
+        return cast(_Tensor, values).numpy(force=True) if hasattr(values, "numpy") else np.asarray(values)
+    except (TypeError, ValueError) as error:
+        raise CodecError(Reason.BAD_DATA, f"{name} cannot be made an array: {error}") from None
+
+
 def row_bytes(spec: ColumnSpec) -> int:
     """Bytes of one step of a column."""
     return _row_bytes(spec.dtype, spec.shape)
@@ -117,12 +138,13 @@ def _row_bytes(dtype: str, shape: tuple[int, ...]) -> int:
 # --- columns ---------------------------------------------------------------------------------------------------------
 
 
-def encode_column(name: str, array: NDArray[np.generic], *, compress: bool = False) -> trajectory_pb2.Column:
-    """Pack an array; with `compress` as a zstd frame of level 1 that declares its content size.
+def encode_column(name: str, values: NDArray[np.generic], *, compress: bool = False) -> trajectory_pb2.Column:
+    """Pack what `as_array` takes; with `compress` as a zstd frame of level 1 that declares its content size.
 
     Raises:
-        CodecError: WRONG_SIGNATURE, the dtype has no place on the wire.
+        CodecError: WRONG_SIGNATURE, the dtype has no place on the wire; and as as_array.
     """
+    array = as_array(name, values)
     dtype = _WIRE_DTYPES.get(array.dtype.name)
     if dtype is None:
         raise CodecError(Reason.WRONG_SIGNATURE, f"column {name!r}: dtype {array.dtype.name} cannot be sent")
@@ -240,7 +262,7 @@ def encode_trajectory(trajectory: Trajectory, *, compress: bool = False) -> traj
         stats=trajectory.stats,
         first_step=trajectory.first_step,
         open=trajectory.open,
-        priorities=b"" if trajectory.priorities is None else trajectory.priorities.astype(_FLOAT32).tobytes(),
+        priorities=b"" if trajectory.priorities is None else priorities_bytes(trajectory.priorities),
     )
 
 
@@ -445,12 +467,32 @@ def _sequence_rule(message: replay_pb2.SequenceRule) -> SequenceRule:
 # --- priorities ------------------------------------------------------------------------------------------------------
 
 
+def priorities_bytes(priorities: object) -> bytes:
+    """Priorities as they are sent, of anything that `as_array` takes.
+
+    Raises:
+        CodecError: BAD_DATA, they are no numbers.
+    """
+    array = as_array("priorities", priorities)
+    if array.dtype.kind not in "fiu":
+        raise CodecError(Reason.BAD_DATA, f"priorities are {array.dtype}, must be numbers")
+    return array.astype(_FLOAT32, copy=False).tobytes()
+
+
 def encode_priority_updates(updates: PriorityUpdates) -> replay_pb2.PriorityUpdates:
-    """Pack priority updates."""
+    """Pack priority updates.
+
+    Raises:
+        CodecError: BAD_DATA, as priorities_bytes.
+    """
     return replay_pb2.PriorityUpdates(
-        keys=updates.keys.astype(_UINT64, copy=False).tobytes(),
-        priorities=updates.priorities.astype(_FLOAT32, copy=False).tobytes(),
+        keys=_keys_bytes(updates.keys),
+        priorities=priorities_bytes(updates.priorities),
     )
+
+
+def _keys_bytes(keys: object) -> bytes:
+    return as_array("keys", keys).astype(_UINT64, copy=False).tobytes()
 
 
 def decode_priority_updates(message: replay_pb2.PriorityUpdates) -> PriorityUpdates:
@@ -650,7 +692,7 @@ def encode_update_columns_request(
     """
     return replay_pb2.UpdateColumnsRequest(
         table=table,
-        keys=keys.astype(_UINT64, copy=False).tobytes(),
+        keys=_keys_bytes(keys),
         columns=[encode_column(name, array) for name, array in columns.items()],
     )
 

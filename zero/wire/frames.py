@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from zero.trajectories import DTYPES, SequenceBatch, Trajectory
 from zero.wire import trajectory_pb2
-from zero.wire.codec import CodecError, Reason
+from zero.wire.codec import CodecError, Reason, as_array, priorities_bytes
 from zero.wire.wire_format import (
     BYTES,
     VARINT,
@@ -61,7 +61,8 @@ def _array_bytes(name: str, array: NDArray[np.generic]) -> tuple[str, memoryview
     return dtype.name, contiguous.view(np.uint8).data
 
 
-def _column(name: str, array: NDArray[np.generic], compressor: zstandard.ZstdCompressor | None) -> Pieces:
+def _column(name: str, values: NDArray[np.generic], compressor: zstandard.ZstdCompressor | None) -> Pieces:
+    array = as_array(name, values)
     dtype, data = _array_bytes(name, array)
     column = Pieces()
     if compressor is None:
@@ -90,7 +91,7 @@ def _trajectory(trajectory: Trajectory, compressor: zstandard.ZstdCompressor | N
         message.add(delimited(8, head(1, len(key)) + key + b"\x11" + struct.pack("<d", value)))
     message.add(number(9, trajectory.first_step), number(10, trajectory.open))
     if trajectory.priorities is not None:
-        message.add(delimited(11, trajectory.priorities.astype("<f4").tobytes()))
+        message.add(delimited(11, priorities_bytes(trajectory.priorities)))
     return message
 
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from google.protobuf.message import DecodeError
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -317,3 +318,17 @@ def test_random_bytes_are_refused_in_an_orderly_way(data: bytes) -> None:
     outcome(data)
     with contextlib.suppress(CodecError):
         frames.decode_sample_stream_response(data)
+
+
+def test_tensors_and_lists_are_written_like_the_same_arrays() -> None:
+    """Also by the codec; what is no array is refused by name."""
+    plain = small_trajectory(priorities=np.array([1.0, 2.0], np.float32))
+    given = replace(
+        plain,
+        columns={name: torch.from_numpy(array) for name, array in plain.columns.items()},
+        priorities=[1, 2],
+    )
+    assert frames.encode_insert_request(["a"], [given]) == frames.encode_insert_request(["a"], [plain])
+    assert codec.encode_trajectory(given) == codec.encode_trajectory(plain)
+    with pytest.raises(CodecError, match="reward cannot be made an array"):
+        frames.encode_insert_request(["a"], [replace(plain, columns={"reward": [[1], [2, 3]]})])
