@@ -29,7 +29,10 @@ def server_view(address: str, info: ServerInfo) -> RenderableType:
     facts.add_row("replay server", address)
     if info.recovery is not None:
         facts.add_row("recovery", _progress(info.recovery))
-    facts.add_row("Redis flushes", _FLUSHES.get(info.appendfsync, info.appendfsync))
+    if info.store_away_because:
+        facts.add_row("Redis", f"is away, durable inserts wait or fail: {plain(info.store_away_because)}")
+    else:
+        facts.add_row("Redis flushes", _FLUSHES.get(info.appendfsync, info.appendfsync))
     facts.add_row("weights", f"version {info.weights_version}" if info.weights_version else "none yet")
     facts.add_row("in flight", f"{_size(info.in_flight_bytes)} of {_size(info.max_in_flight_bytes)}")
     return Group(facts, _states(info.tables) if info.tables else "no tables yet")

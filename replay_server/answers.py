@@ -172,6 +172,7 @@ class ServerInfo:
         recovery: set while the server loads its log; it refuses other calls then.
         in_flight_bytes: of requests and answers, now.
         max_in_flight_bytes: the most allowed.
+        store_away_because: why Redis is away, so that nothing can be inserted durably; empty while it is there.
     """
 
     tables: Mapping[str, TableInfo]
@@ -180,6 +181,7 @@ class ServerInfo:
     recovery: RecoveryProgress | None
     in_flight_bytes: int
     max_in_flight_bytes: int
+    store_away_because: str = ""
 
 
 def decode_stored_trajectory(message: trajectory_pb2.Trajectory) -> Trajectory:
@@ -205,6 +207,7 @@ def decode_server_info(response: replay_pb2.GetServerInfoResponse) -> ServerInfo
         else None,
         in_flight_bytes=response.in_flight_bytes,
         max_in_flight_bytes=response.max_in_flight_bytes,
+        store_away_because=response.store_away_because,
     )
 
 

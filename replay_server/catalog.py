@@ -80,6 +80,11 @@ class Catalog:
         """How far `recover` is; None after it."""
         return self._recovery
 
+    @property
+    def store_away_because(self) -> str:
+        """Why Redis is away; empty while it is there."""
+        return self._commit.down_because
+
     def tables(self) -> list[ServedTable]:
         """All tables, in the order in which they came."""
         return list(self._tables.values())

@@ -131,6 +131,7 @@ class ReplayService:
             ),
             in_flight_bytes=self._in_flight.num_bytes,
             max_in_flight_bytes=self._in_flight.max_bytes,
+            store_away_because=self._catalog.store_away_because,
         ).SerializeToString()
 
     async def _register_process(self, data: bytes, _: Call) -> bytes:

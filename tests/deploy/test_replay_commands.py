@@ -133,6 +133,15 @@ def test_info_shows_how_far_a_recovery_is() -> None:
     assert "recovery waiting for Redis" in words(console.file.getvalue())
 
 
+def test_info_promises_nothing_while_redis_is_away() -> None:
+    """It says why instead of how soon an insert is safe."""
+    console = Console(file=io.StringIO(), width=100)
+    console.print(server_view("host:1", ServerInfo({}, 0, "always", None, 0, 256 << 20, "it is\x1b gone")))
+    shown = words(console.file.getvalue())
+    assert r"Redis is away, durable inserts wait or fail: it is\x1b gone" in shown
+    assert "survives" not in shown
+
+
 def test_tables_shows_what_they_are(run: Run, client: ReplayClient) -> None:
     """Signature, strategies, sequences, limits; limits that were changed beside those of the creation."""
     signature = (ColumnSpec("x", "float32", (3, 2), minimum=-1.0, maximum=2.5), ColumnSpec("y", "int8", maximum=9.0))

@@ -1543,6 +1543,7 @@ class GetServerInfoResponse(_message.Message):
     RECOVERY_FIELD_NUMBER: _builtins.int
     IN_FLIGHT_BYTES_FIELD_NUMBER: _builtins.int
     MAX_IN_FLIGHT_BYTES_FIELD_NUMBER: _builtins.int
+    STORE_AWAY_BECAUSE_FIELD_NUMBER: _builtins.int
     weights_version: _builtins.int
     """The version of the newest weights; 0 before any."""
     appendfsync: _builtins.str
@@ -1551,6 +1552,8 @@ class GetServerInfoResponse(_message.Message):
     """Bytes of requests and answers in flight now."""
     max_in_flight_bytes: _builtins.int
     """The most allowed."""
+    store_away_because: _builtins.str
+    """Why Redis is away, so that nothing can be inserted durably; empty while it is there."""
     @_builtins.property
     def tables(self) -> _containers.RepeatedCompositeFieldContainer[Global___TableInfo]:
         """All tables, by name."""
@@ -1568,10 +1571,11 @@ class GetServerInfoResponse(_message.Message):
         recovery: Global___RecoveryInfo | None = ...,
         in_flight_bytes: _builtins.int = ...,
         max_in_flight_bytes: _builtins.int = ...,
+        store_away_because: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["recovery", b"recovery"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["appendfsync", b"appendfsync", "in_flight_bytes", b"in_flight_bytes", "max_in_flight_bytes", b"max_in_flight_bytes", "recovery", b"recovery", "tables", b"tables", "weights_version", b"weights_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["appendfsync", b"appendfsync", "in_flight_bytes", b"in_flight_bytes", "max_in_flight_bytes", b"max_in_flight_bytes", "recovery", b"recovery", "store_away_because", b"store_away_because", "tables", b"tables", "weights_version", b"weights_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
