@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import redis
 
-from replay_server import recovery, table
+from replay_server import recovery, served_table, table
 from replay_server.answers import InsertResult, RecoveryProgress, ReplayError, ReplayTimeout
 from replay_server.catalog import Catalog
 from replay_server.client import ReplayClient
@@ -95,6 +95,29 @@ def test_an_end_whose_write_is_in_doubt_is_written_later(
     with ReplayServer(settings) as bound, ReplayClient(bound.address) as client:
         assert trajectories(client) == held
         assert client.verify_table("games").problems == ()
+
+
+def test_a_large_deletion_lets_other_calls_in_between(
+    settings: ReplayServerSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It goes on part by part, each written before the next, and counts none that another call has deleted."""
+    monkeypatch.setattr(served_table, "_DELETED_AT_ONCE", 4)
+    with (
+        ReplayServer(settings) as bound,
+        ReplayClient(bound.address) as client,
+        ThreadPoolExecutor(2) as executor,
+    ):
+        client.create_table(table_config())
+        client.insert("games", [played(number) for number in range(10)])
+        with held_writes() as came:
+            deleting = executor.submit(client.delete_trajectories, "games", TrajectoryFilter(actor_id="actor-0"))
+            assert came.wait(20)
+            assert client.server_info().tables["games"].num_trajectories == 6
+            other = executor.submit(client.delete_trajectories, "games", TrajectoryFilter(trajectory_ids=("t9",)))
+            until(lambda: client.server_info().tables["games"].num_trajectories == 5)
+        assert (deleting.result(20), other.result(20)) == (9, 1)
+        assert client.server_info().tables["games"].num_trajectories == 0
+        assert not client.verify_table("games").problems
 
 
 def test_a_deleted_table_is_gone_for_good(settings: ReplayServerSettings) -> None:
