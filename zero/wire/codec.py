@@ -483,7 +483,7 @@ def encode_priority_updates(updates: PriorityUpdates) -> replay_pb2.PriorityUpda
     """Pack priority updates.
 
     Raises:
-        CodecError: BAD_DATA, as priorities_bytes.
+        CodecError: BAD_DATA, the keys are no 64-bit integers; and as priorities_bytes.
     """
     return replay_pb2.PriorityUpdates(
         keys=_keys_bytes(updates.keys),
@@ -492,7 +492,11 @@ def encode_priority_updates(updates: PriorityUpdates) -> replay_pb2.PriorityUpda
 
 
 def _keys_bytes(keys: object) -> bytes:
-    return as_array("keys", keys).astype(_UINT64, copy=False).tobytes()
+    array = as_array("keys", keys)
+    if array.size and (array.dtype.kind not in "iu" or array.dtype.itemsize != _UINT64.itemsize):
+        # A key has more digits than a float64 keeps, and more bits than a smaller integer.
+        raise CodecError(Reason.BAD_DATA, f"keys are {array.dtype}, must be 64-bit integers, as a batch gave them")
+    return array.astype(_UINT64, copy=False).tobytes()
 
 
 def decode_priority_updates(message: replay_pb2.PriorityUpdates) -> PriorityUpdates:
@@ -688,7 +692,7 @@ def encode_update_columns_request(
     """Pack new values [N, *shape] of columns for the steps that N keys name.
 
     Raises:
-        CodecError: WRONG_SIGNATURE, a dtype has no place on the wire.
+        CodecError: WRONG_SIGNATURE, a dtype has no place on the wire; BAD_DATA, the keys are no 64-bit integers.
     """
     return replay_pb2.UpdateColumnsRequest(
         table=table,

@@ -1,6 +1,7 @@
 """Requests: what goes in comes out, and what no server should act on is refused with the field's name."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -260,3 +261,19 @@ def test_bounds_are_exact_and_inclusive(spec: ColumnSpec, good: list[float], bad
     with pytest.raises(CodecError, match="'x' holds") as caught:
         codec.check_column(np.array(good + bad, spec.dtype), spec)
     assert caught.value.reason is Reason.OUT_OF_RANGE
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.uint32, np.float32, np.float64, np.bool_])
+def test_keys_that_have_lost_bits_are_not_sent(dtype: type[np.generic]) -> None:
+    """A float or a small integer would name another step; signed ones have all 64 bits, and PyTorch has no others."""
+    key = np.array([2**63 + 2**40 + 1], np.uint64)
+    one = np.ones(1, np.float32)
+    broken: Any = np.ones(1, dtype)
+    for encode in (
+        lambda keys: codec.encode_priority_updates(PriorityUpdates(keys, one)),
+        lambda keys: codec.encode_update_columns_request("games", keys, {"value": one}),
+    ):
+        assert encode(key.view(np.int64)).keys == key.tobytes()
+        with pytest.raises(CodecError, match="must be 64-bit integers") as caught:
+            encode(broken)
+        assert caught.value.reason == Reason.BAD_DATA
