@@ -20,7 +20,6 @@ from zero.tables import Durability, RateLimiterConfig
 from zero.trajectories import PriorityUpdates, SampleSpec, TrajectoryFilter
 from zero.wire.codec import Reason
 
-
 _DELETED_AT_ONCE = 4096  # trajectories: some 60 ms of the event loop
 
 
