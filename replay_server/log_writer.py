@@ -154,7 +154,9 @@ class LogWriter:
 
     def unavailable(self) -> Refusal:
         """What to answer while Redis is away."""
-        return Refusal(Reason.STORE_UNAVAILABLE, f"Redis did not take it: {self.down_because}")
+        return Refusal(
+            Reason.STORE_UNAVAILABLE, f"Redis did not take it, the call may be repeated: {self.down_because}"
+        )
 
     def fail(self, error: Exception) -> None:
         """Redis is away until `come_back` has returned."""
@@ -252,4 +254,6 @@ def _change_commands(taken: Iterable[tuple[TableLog, Changes]]) -> list[Command]
 
 
 def _line(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0]
+    if isinstance(error, redis.TimeoutError):
+        return "it did not answer in time"
+    return (str(error) or type(error).__name__).splitlines()[0]

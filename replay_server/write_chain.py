@@ -192,9 +192,12 @@ def _send(connection: Connection, commands: Sequence[Command]) -> list[_Reply]:
                 replies.append(cast("_Reply", connection.read_response()))
             except redis.ResponseError as error:
                 replies.append(error)
+    except redis.TimeoutError:
+        connection.disconnect()
+        raise WriteInDoubtError("it did not answer in time") from None
     except redis.RedisError as error:
         connection.disconnect()
-        raise WriteInDoubtError(f"{type(error).__name__}: {error}") from None
+        raise WriteInDoubtError(str(error)) from None
     return replies
 
 

@@ -257,7 +257,7 @@ def test_without_redis_inserts_are_not_served_and_everything_else_is(settings: R
                 client.insert("games", [played(2)], timeout=1.5)
             until(lambda: health("zero.v1.ReplayService.Insert") == not_serving)
             assert health("") == health("zero.v1.ReplayService") == serving
-            assert client.server_info().store_away_because
+            assert client.server_info().store_away_because == "it did not answer in time"
             assert len(client.sample("games", 4, {"action": 1}).keys) == 4
         finally:
             os.kill(redis, signal.SIGCONT)
