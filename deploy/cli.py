@@ -1,6 +1,7 @@
 """The command line: `zero train` runs everything, the other commands run one role each."""
 
 import datetime
+import os
 import shlex
 import shutil
 import sys
@@ -365,6 +366,7 @@ def _refuse_beside(option: str, others: dict[str, object]) -> None:
 
 def main() -> None:
     """Run the command line; a user's mistake ends it with one line and no traceback."""
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what gRPC would log comes as an error that says more
     try:
         # Not standalone: typer would show what is wrong with an option as a box of several lines.
         exit_code = app(standalone_mode=False)

@@ -1,5 +1,6 @@
 """`python -m replay_server`: the replay server alone, without games, learners or a cluster."""
 
+import os
 import sys
 
 import typer
@@ -12,6 +13,7 @@ app.command("replay-server")(serve)
 
 def main() -> None:
     """Run the command; what goes wrong ends it with one line and no traceback."""
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what gRPC would log comes as an error that says more
     try:
         exit_code = app(prog_name="python -m replay_server", standalone_mode=False)
     except typer.TyperException as error:
