@@ -53,13 +53,17 @@ def _states(tables: Mapping[str, TableInfo]) -> Table:
         config = table.config
         view.add_row(
             name,
-            f"{table.num_steps:,} of {config.capacity:,} steps\n{table.num_trajectories:,} trajectories\n"
+            f"{table.num_steps:,} of {config.capacity:,} steps\n{_trajectories(table.num_trajectories)}\n"
             f"{table.num_items:,} items\n{_size(table.memory_bytes)}, durability {config.durability.value}",
             f"{table.inserted_steps:,} steps in\n{table.sampled_positions:,} drawn{_ratio(table.rate_limiter)}\n"
             f"{table.removed_trajectories:,} removed",
             "\n".join(_waiting(table)),
         )
     return view
+
+
+def _trajectories(number: int) -> str:
+    return "1 trajectory" if number == 1 else f"{number:,} trajectories"
 
 
 def _ratio(limiter: RateLimiterInfo) -> str:
@@ -73,8 +77,10 @@ def _waiting(table: TableInfo) -> Iterator[str]:
         (limiter.waiting_inserts, "inserts", table.insert_blocked_because),
         (limiter.waiting_samples, "samples", table.sample_blocked_because),
     ):
-        if number or reason:
+        if number:
             yield f"{number} {kind}: {reason or 'they ask for more than may pass now'}"
+        elif reason:
+            yield f"{kind} would wait: {reason}"
 
 
 def config_view(table: TableInfo) -> RenderableType:
