@@ -47,7 +47,8 @@ class EvaluationReport:
     """What came of the contests so far.
 
     Attributes:
-        scores: of every player by name; in two-player games over all games against baselines.
+        scores: of every player by name; in two-player games over all games against baselines, of those who have met
+            all of them.
         contests: of every contest; in games for one player the same again.
         ratings: of every player of a two-player game, with 0 for the first baseline; empty in games for one.
     """
@@ -128,16 +129,20 @@ class Evaluation:
         contests = {contest: EvaluationScore.of(scores) for contest, scores in self._results.items()}
         if self._game.num_players == 1:
             return EvaluationReport({contest.player: score for contest, score in contests.items()}, contests, {})
-        against_baselines: dict[str, list[NDArray[np.float64]]] = {}
+        against_baselines: dict[str, dict[str, NDArray[np.float64]]] = {}
         matches = list[MatchResult]()
         for contest, scores in self._results.items():
             opponent = contest.opponent or ""
             if opponent in self._baselines:
-                against_baselines.setdefault(contest.player, []).append(scores)
+                against_baselines.setdefault(contest.player, {})[opponent] = scores
             if contest.player in self._baselines:
-                against_baselines.setdefault(opponent, []).append(-scores)
+                against_baselines.setdefault(opponent, {})[contest.player] = -scores
             matches.append(MatchResult(contest.player, opponent, float((1 + scores).sum() / 2), len(scores)))
-        scores = {name: EvaluationScore.of(np.concatenate(parts)) for name, parts in against_baselines.items()}
+        scores = {
+            name: EvaluationScore.of(np.concatenate(list(parts.values())))
+            for name, parts in against_baselines.items()
+            if self._baselines.keys() - {name} == parts.keys()
+        }
         anchor = next(iter(self._baselines))
         return EvaluationReport(scores, contests, rate(matches, anchor) if matches else {})
 

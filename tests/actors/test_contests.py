@@ -119,9 +119,11 @@ def test_new_weights_replace_what_earlier_ones_did() -> None:
 def test_every_contest_can_be_seen_when_it_is_over() -> None:
     """The report after each knows it, and nothing of those to come."""
     evaluation = Evaluation(config("tic_tac_toe"), 4, ["random", "greedy", "perfect"])
-    seen = [(contest, tuple(evaluation.report().contests)) for contest in evaluation.measure_baselines(ignore)]
-    assert [len(known) for _, known in seen] == [1, 2, 3]
-    assert all(known[-1] == contest for contest, known in seen)
+    seen = [(contest, evaluation.report()) for contest in evaluation.measure_baselines(ignore)]
+    assert [len(report.contests) for _, report in seen] == [1, 2, 3]
+    assert all(list(report.contests)[-1] == contest for contest, report in seen)
+    # greedy - random, perfect - random, perfect - greedy: a score against some baselines would mislead.
+    assert [set(report.scores) for _, report in seen] == [set(), {"random"}, {"random", "greedy", "perfect"}]
 
 
 def test_what_is_called_after_every_move_can_end_the_evaluation() -> None:
