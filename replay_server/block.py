@@ -79,8 +79,8 @@ def decode_block(
     """Unpack and check the trajectories of an insert call.
 
     Raises:
-        CodecError: as codec.unpack_trajectory, unpack_priorities and check_column; the text names the trajectory.
-            BAD_MESSAGE without trajectories, BAD_LENGTH for more than max_steps together.
+        CodecError: as codec.unpack_trajectory, check_new, unpack_priorities and check_column; the text names the
+            trajectory. BAD_MESSAGE without trajectories, BAD_LENGTH for more than max_steps together.
     """
     if not trajectories:
         raise CodecError(Reason.BAD_MESSAGE, "an insert needs at least one trajectory")
@@ -93,6 +93,7 @@ def decode_block(
             num_steps, data = codec.unpack_trajectory(
                 trajectory, signature, max_steps, max_bytes - total * bytes_per_step
             )
+            codec.check_new(trajectory)
             records.append(_record(trajectory, num_steps, data))
         except CodecError as error:
             raise CodecError(error.reason, f"trajectory {_shown(trajectory)}: {error.message}") from None

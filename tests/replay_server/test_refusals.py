@@ -105,6 +105,26 @@ BAD_INSERTS: dict[str, tuple[MakeBytes, str, str]] = {
         "BAD_LENGTH",
         "1001 steps; the table takes 1000",
     ),
+    "ended twice": (
+        lambda t: insert_bytes(t, changed(played(908), truncated=True)),
+        "BAD_MESSAGE",
+        "both terminated and truncated",
+    ),
+    "an id of two lines": (
+        edited(lambda r: setattr(r.trajectories[0], "trajectory_id", "a\nb")),
+        "BAD_MESSAGE",
+        r"trajectory_id is 'a\nb', must have printable characters only",
+    ),
+    "an actor that rings": (
+        edited(lambda r: setattr(r.trajectories[0], "actor_id", "\a")),
+        "BAD_MESSAGE",
+        r"actor_id is '\x07'",
+    ),
+    "a stat that turns the text": (
+        edited(lambda r: r.trajectories[0].stats.update({"\u202e": 1.0})),
+        "BAD_MESSAGE",
+        "the name of a stat is",
+    ),
     "bytes missing": (edited(lambda r: setattr(column(r, 2), "data", bytes(19))), "BAD_DATA", "'reward' has 19 bytes"),
     "no zstd": (edited(lambda r: setattr(column(r, 2), "encoding", 2)), "BAD_DATA", "'reward' is no zstd frame"),
     "no encoding": (edited(lambda r: setattr(column(r, 2), "encoding", 9)), "BAD_DATA", "unknown encoding 9"),

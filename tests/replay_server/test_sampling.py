@@ -37,7 +37,7 @@ def several(first: int, number: int) -> dict[int, Trajectory]:
     """Trajectories of 1 to 7 steps, every other one ended by the rules."""
     trajectories = (played(i, num_steps=1 + i % 7) for i in range(first, first + number))
     return {
-        trajectory.episode_seed: changed(trajectory, terminated=bool(trajectory.episode_seed % 2), truncated=True)
+        trajectory.episode_seed: changed(trajectory, terminated=False, truncated=True)
         if trajectory.episode_seed % 2 == 0
         else trajectory
         for trajectory in trajectories

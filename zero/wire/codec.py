@@ -312,6 +312,20 @@ def _check_kept(message: trajectory_pb2.Trajectory) -> None:
             raise CodecError(Reason.NOT_FINITE, f"stat {name[:40]!r} is {value}")
 
 
+def check_new(message: trajectory_pb2.Trajectory) -> None:
+    """Refuse what no new trajectory may be; whatever is stored already can be read none the less.
+
+    Raises:
+        CodecError: BAD_MESSAGE, it is both terminated and truncated, or a name would spoil a line of text.
+    """
+    if message.terminated and message.truncated:
+        raise _bad("both terminated and truncated; truncated means that the game did not end by its rules")
+    named = {"trajectory_id": message.trajectory_id, "actor_id": message.actor_id}
+    for field, name in (*named.items(), *(("the name of a stat", name) for name in message.stats)):
+        if not name.isprintable():
+            raise _bad(f"{field} is {name[:40]!r}, must have printable characters only")
+
+
 def unpack_priorities(message: trajectory_pb2.Trajectory, num_steps: int) -> NDArray[np.float32] | None:
     """The initial priorities [T] of a trajectory of T steps; None if it leaves them open.
 

@@ -133,11 +133,11 @@ class Trajectory(_message.Message):
     OPEN_FIELD_NUMBER: _builtins.int
     PRIORITIES_FIELD_NUMBER: _builtins.int
     trajectory_id: _builtins.str
-    """The idempotency key, chosen by the sender, unique per trajectory; 1 to 64 characters. Sending the same id (and
-    first_step) with the same content again is acknowledged and stored once.
+    """The idempotency key, chosen by the sender, unique per trajectory; 1 to 64 printable characters. Sending the same id
+    (and first_step) with the same content again is acknowledged and stored once.
     """
     actor_id: _builtins.str
-    """Who played it, for example "actor-3"; at most 128 characters."""
+    """Who played it, for example "actor-3"; at most 128 printable characters."""
     weights_version: _builtins.int
     """The version of the weights that played the first step; 0 before any weights were published."""
     episode_seed: _builtins.int
@@ -145,7 +145,9 @@ class Trajectory(_message.Message):
     terminated: _builtins.bool
     """The last step ended the game by its rules: no value beyond it."""
     truncated: _builtins.bool
-    """The trajectory stops although the game did not: a value beyond its last step exists."""
+    """The trajectory stops although the game did not: a value beyond its last step exists. Never together with
+    terminated; a trajectory that is neither, and not open, counts as truncated.
+    """
     first_step: _builtins.int
     """0 for a whole trajectory and for the first chunk; of a later chunk, the number of steps sent before it."""
     open: _builtins.bool
@@ -160,7 +162,9 @@ class Trajectory(_message.Message):
 
     @_builtins.property
     def stats(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
-        """Free scalars about the trajectory, for example "score" and "num_moves"; at most 64, names of at most 128 characters."""
+        """Free scalars about the trajectory, for example "score" and "num_moves"; at most 64, names of at most 128 printable
+        characters.
+        """
 
     def __init__(
         self,
