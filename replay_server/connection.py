@@ -21,6 +21,13 @@ _LEAST_HELD_SECONDS = 0.05
 """A call that the rate limiter holds is not repeated for less: its time would run out on the way, and say nothing."""
 _MIN_BACKOFF_SECONDS = 0.05
 _MAX_BACKOFF_SECONDS = 2.0
+_TOO_LARGE = (
+    "the message is larger than the server takes (--max-message-mib) or this client (max_message_bytes); send fewer "
+    "trajectories per call, or chunks"
+)
+_SIGNS_OF_TLS = ("Socket closed", "Connection reset", "recvmsg")
+"""What gRPC says where a server ends a connection that does not begin with a TLS handshake."""
+_TLS_HINT = "if the server asks for TLS, give this client its CA file"
 _STATUS_METADATA_KEY = "grpc-status-details-bin"
 _RETRIED_CODES = (
     grpc.StatusCode.UNAVAILABLE,
@@ -79,7 +86,9 @@ class Connection:
         self.address = address
         self.max_message_bytes = max_message_bytes
         options = _channel_options(client_name, max_message_bytes)
-        self.channel = open_channel(address, credentials or Credentials(), options)
+        credentials = credentials or Credentials()
+        self._plain = credentials.ca_file is None
+        self.channel = open_channel(address, credentials, options)
         self.closed = threading.Event()
         self._streams: set[Closable] = set()
         self._lock = threading.Lock()
@@ -129,7 +138,7 @@ class Connection:
 
     def translated(self, error: grpc.RpcError) -> ReplayError:
         """The error of a call in our words; a ReplayTimeout if repeating the call may help."""
-        return closed_error() if self.closed.is_set() else _replay_error(error)
+        return closed_error() if self.closed.is_set() else _replay_error(error, self._plain)
 
     def add_stream(self, stream: Closable) -> None:
         """Close a stream with this connection.
@@ -201,7 +210,7 @@ def _channel_options(client_name: str, max_message_bytes: int) -> list[tuple[str
     ]
 
 
-def _replay_error(error: grpc.RpcError) -> ReplayError:
+def _replay_error(error: grpc.RpcError, plain: bool) -> ReplayError:
     if not isinstance(error, grpc.Call):
         raise error
     code = error.code()
@@ -211,7 +220,10 @@ def _replay_error(error: grpc.RpcError) -> ReplayError:
     if reason == Reason.TOO_BUSY:
         return ReplayTimeout(reason, details, _asked_pause(given.get(_STATUS_METADATA_KEY, b"")))
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED and REASON_METADATA_KEY not in given:
-        reason = str(Reason.MESSAGE_TOO_LARGE)  # gRPC itself refuses what is far too large
+        # gRPC itself refuses what is far too large, in words that know of no option; the answer may be what is.
+        reason, details = str(Reason.MESSAGE_TOO_LARGE), f"{_TOO_LARGE} ({details})"
+    if code is grpc.StatusCode.UNAVAILABLE and plain and any(sign in details for sign in _SIGNS_OF_TLS):
+        details = f"{details} ({_TLS_HINT})"
     return ReplayTimeout(reason, details) if code in _RETRIED_CODES else ReplayError(reason, details)
 
 

@@ -202,3 +202,14 @@ def test_tensors_and_lists_are_taken_wherever_arrays_are(client: ReplayClient, m
     assert client.sample(table, 2, {"reward": 1}, updates).columns["reward"].tolist() == [[7.0], [7.0]]
     assert client.update_priorities(table, PriorityUpdates(*cast(list[Any], [key.tolist(), [2]]))) == UpdateResult(1, 0)
     assert client.server_info().tables[table].mass == pytest.approx(2**0.6, rel=1e-5)
+
+
+def test_what_is_too_large_for_grpc_is_refused_with_a_remedy(client: ReplayClient, make_table: MakeTable) -> None:
+    """In the words of the options, whoever refuses it."""
+    table = make_table().name
+    with (
+        ReplayClient(client.address, max_message_bytes=1000) as small,
+        pytest.raises(ReplayError, match=r"^MESSAGE_TOO_LARGE: .*--max-message-mib.*send fewer") as caught,
+    ):
+        small.insert(table, [played(1, 900)])
+    assert not isinstance(caught.value, ReplayTimeout)

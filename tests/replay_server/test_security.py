@@ -210,6 +210,12 @@ def test_who_trusts_another_authority_or_none_gets_no_connection(guarded: Guarde
         assert answers == dict.fromkeys(answers, UNREACHABLE)
 
 
+def test_a_client_without_tls_is_told_what_may_be_missing(guarded: Guarded) -> None:
+    """The server cannot tell it: it ends the connection at the first byte."""
+    with ReplayClient(guarded.bound.address, repeat=False) as client, pytest.raises(ReplayTimeout, match="its CA file"):
+        client.server_info(timeout=5)
+
+
 def test_an_expired_certificate_of_the_server_is_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The client does not connect; the server says why nobody does."""
     authority = Authority(tmp_path)
