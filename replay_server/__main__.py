@@ -13,7 +13,8 @@ app.command("replay-server")(serve)
 
 def main() -> None:
     """Run the command; what goes wrong ends it with one line and no traceback."""
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what gRPC would log comes as an error that says more
+    # What gRPC would log comes as an error that says more; it can be told by the environment alone.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # noqa: TID251
     try:
         exit_code = app(prog_name="python -m replay_server", standalone_mode=False)
     except typer.TyperException as error:

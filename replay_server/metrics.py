@@ -266,15 +266,14 @@ class _LevelCollector(Collector):
         """See Collector."""
         levels = self._read_levels()
         by_table = [
-            GaugeMetricFamily(f"zero_replay_{name}", level.text, labels=["table"])
-            for name, level in _TABLE_LEVELS.items()
+            GaugeMetricFamily(f"zero_replay_{name}", text, labels=["table"]) for name, text in _TABLE_LEVELS.items()
         ]
         waiting = GaugeMetricFamily(
             "zero_replay_waiting_calls", "Calls held by the rate limiter now.", labels=["table", "kind"]
         )
         for state in levels.tables:
-            for family, level in zip(by_table, _TABLE_LEVELS.values(), strict=True):
-                family.add_metric([state.table], level.read(state))
+            for family, value in zip(by_table, _table_levels(state), strict=True):
+                family.add_metric([state.table], value)
             waiting.add_metric([state.table, "insert"], state.waiting_inserts)
             waiting.add_metric([state.table, "sample"], state.waiting_samples)
         processes = _family("live_processes", "Processes that registered lately.", "role", levels.live_processes)
@@ -295,34 +294,33 @@ class _LevelCollector(Collector):
         return iter((*by_table, waiting, processes, in_flight, allowed, available))
 
 
-class _TableLevel(NamedTuple):
-    text: str
-    read: Callable[[TableState], float]
-
-
 _TABLE_LEVELS = {
-    "steps": _TableLevel("Steps stored now.", lambda state: state.steps),
-    "trajectories": _TableLevel("Trajectories stored now.", lambda state: state.trajectories),
-    "items": _TableLevel("Positions that may be drawn now.", lambda state: state.items),
-    "table_memory_bytes": _TableLevel(
-        "Bytes that the table takes when it is full; mapped when it was created.", lambda state: state.memory_bytes
-    ),
-    "priority_mass": _TableLevel(
-        "Sum of priority ^ exponent where that decides what is drawn, else the items.",
-        lambda state: state.priority_mass,
-    ),
-    "max_priority": _TableLevel("The highest priority seen, which new steps get.", lambda state: state.max_priority),
-    "limiter_samples_per_insert": _TableLevel(
-        "What the rate limiter aims at; 0 without a ratio.", lambda state: state.samples_per_insert
-    ),
-    "limiter_error_buffer": _TableLevel(
-        "How far the rate limiter's difference may get from 0.", lambda state: state.error_buffer
-    ),
-    "limiter_difference": _TableLevel(
-        "samples_per_insert x items inserted - positions drawn, since the rate limiter began; 0 without a ratio.",
-        lambda state: state.difference,
-    ),
+    "steps": "Steps stored now.",
+    "trajectories": "Trajectories stored now.",
+    "items": "Positions that may be drawn now.",
+    "table_memory_bytes": "Bytes that the table takes when it is full; mapped when it was created.",
+    "priority_mass": "Sum of priority ^ exponent where that decides what is drawn, else the items.",
+    "max_priority": "The highest priority seen, which new steps get.",
+    "limiter_samples_per_insert": "What the rate limiter aims at; 0 without a ratio.",
+    "limiter_error_buffer": "How far the rate limiter's difference may get from 0.",
+    "limiter_difference": "samples_per_insert x items inserted - positions drawn, since the rate limiter began; 0 "
+    "without a ratio.",
 }
+
+
+def _table_levels(state: TableState) -> tuple[float, ...]:
+    """In the order of _TABLE_LEVELS."""
+    return (
+        state.steps,
+        state.trajectories,
+        state.items,
+        state.memory_bytes,
+        state.priority_mass,
+        state.max_priority,
+        state.samples_per_insert,
+        state.error_buffer,
+        state.difference,
+    )
 
 
 def _family(name: str, text: str, label: str, values: Iterable[tuple[str, int]]) -> GaugeMetricFamily:
