@@ -3,8 +3,9 @@
 import logging
 import threading
 import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import ParamSpec, TypeVar
 
 from replay_server.answers import ReplayError, ReplayTimeout, ServerInfo
 from replay_server.client import ReplayClient
@@ -13,11 +14,26 @@ from replay_server.credentials import Credentials
 from replay_server.sharding import Share
 from zero.wire.codec import Reason
 
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
 logger = logging.getLogger(__name__)
 
 _LOOK_SECONDS = 1.0
 _THREADS = 8
 """Calls of each kind that one server is sent at once; what waits for one server must not keep another waiting."""
+
+
+class _Threads(ThreadPoolExecutor):
+    """Threads that refuse a call as a closed client does once they have ended."""
+
+    def submit(
+        self, fn: Callable[Arguments, Result], /, *args: Arguments.args, **kwargs: Arguments.kwargs
+    ) -> Future[Result]:
+        try:
+            return super().submit(fn, *args, **kwargs)
+        except RuntimeError:
+            raise closed_error() from None
 
 
 class Shard:
@@ -36,8 +52,8 @@ class Shard:
         self.address = address
         self.patient = ReplayClient(address, client_name="sharded", credentials=credentials)
         self.hasty = ReplayClient(address, client_name="sharded", credentials=credentials, repeat=False)
-        self.inserting = ThreadPoolExecutor(_THREADS, thread_name_prefix=f"insert-{address}")
-        self.drawing = ThreadPoolExecutor(_THREADS, thread_name_prefix=f"draw-{address}")
+        self.inserting = _Threads(_THREADS, thread_name_prefix=f"insert-{address}")
+        self.drawing = _Threads(_THREADS, thread_name_prefix=f"draw-{address}")
         self.info: ServerInfo | None = None
 
     def close(self) -> None:

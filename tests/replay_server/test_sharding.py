@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from replay_server.answers import InsertResult, ReplayTimeout
+from replay_server.answers import InsertResult, ReplayError, ReplayTimeout
 from replay_server.client import ReplayClient
 from replay_server.server import ReplayServer, ReplayServerSettings
 from replay_server.sharded_client import ShardedClient
@@ -271,6 +271,20 @@ def test_closing_leaves_no_thread(addresses: list[str]) -> None:
         with sharded.sample_stream("games", SampleSpec(4, {"reward": 1})) as batches:
             next(batches)
     wait_until(lambda: not [thread for thread in set(threading.enumerate()) - before if thread.name != "Dummy"])
+
+
+def test_a_closed_client_says_so(addresses: list[str]) -> None:
+    """As a ReplayClient does, whatever is called."""
+    with ShardedClient(addresses) as sharded:
+        sharded.create_table(table_config())
+    for call in (
+        lambda: sharded.insert("games", [played(1)], timeout=1),
+        lambda: sharded.sample("games", 2, {"reward": 1}, timeout=1),
+        lambda: sharded.reset_table("games", timeout=1),
+    ):
+        with pytest.raises(ReplayError) as caught:
+            call()
+        assert caught.value.reason == "CANCELLED"
 
 
 # --- a server dies ---
