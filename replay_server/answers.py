@@ -11,6 +11,8 @@ from zero.wire import codec, replay_pb2, trajectory_pb2
 class ReplayError(Exception):
     """The replay server refused a call.
 
+    What cannot even be written, such as a negative version or a window of text, is a CodecError, which names the field.
+
     Attributes:
         reason: a Reason of replay.proto, or the gRPC status code's name where the server gave none.
         message: one line that says what was wrong.

@@ -566,6 +566,15 @@ def encode_mix_request(shares: Sequence[TableShare], spec: SampleSpec) -> replay
 
 
 def _encode_spec(spec: SampleSpec) -> replay_pb2.SampleRequest:
+    try:
+        return _written_spec(spec)
+    except (AttributeError, TypeError, ValueError) as error:
+        if not hasattr(spec.windows, "items"):
+            raise _bad(f"windows is {spec.windows!s:.60}, must map names to a number of steps or a Window") from None
+        raise _bad(f"the spec is {spec!s:.200}, must have numbers of at most 31 bits: {error}") from None
+
+
+def _written_spec(spec: SampleSpec) -> replay_pb2.SampleRequest:
     request = replay_pb2.SampleRequest(
         batch_size=spec.batch_size, importance_sampling_exponent=spec.importance_sampling_exponent
     )

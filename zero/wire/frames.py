@@ -4,7 +4,7 @@ import math
 import struct
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import zstandard
@@ -73,7 +73,35 @@ def _column(name: str, values: NDArray[np.generic], compressor: zstandard.ZstdCo
     return column
 
 
+_MOST = (1 << 64) - 1
+
+
+def _unwritable(trajectory: Trajectory) -> CodecError:
+    """What is wrong with the plain fields of a trajectory that could not be written."""
+    for field in ("trajectory_id", "actor_id"):
+        if not isinstance(given := getattr(trajectory, field), str):
+            return CodecError(Reason.BAD_MESSAGE, f"{field} is {given!s:.40}, must be text")
+    for field in ("weights_version", "episode_seed", "first_step"):
+        given = getattr(trajectory, field)
+        if not isinstance(given, int | np.integer) or not 0 <= given <= _MOST:
+            return CodecError(Reason.BAD_MESSAGE, f"{field} is {given!s:.40}, must be within 0 to 2^64 - 1")
+    stats = cast(Mapping[str, object], trajectory.stats)
+    for name, value in stats.items():
+        if not isinstance(value, int | float | np.number):
+            return CodecError(Reason.BAD_MESSAGE, f"stat {name!r} is {value!r}, must be a number")
+    return CodecError(Reason.BAD_MESSAGE, "the fields of a trajectory are not what Trajectory says they are")
+
+
 def _trajectory(trajectory: Trajectory, compressor: zstandard.ZstdCompressor | None) -> Pieces:
+    try:
+        return _written(trajectory, compressor)
+    except CodecError:
+        raise
+    except (AttributeError, TypeError, ValueError, struct.error):
+        raise _unwritable(trajectory) from None
+
+
+def _written(trajectory: Trajectory, compressor: zstandard.ZstdCompressor | None) -> Pieces:
     message = Pieces()
     message.add(
         delimited(1, trajectory.trajectory_id.encode()),
@@ -96,6 +124,8 @@ def _trajectory(trajectory: Trajectory, compressor: zstandard.ZstdCompressor | N
 
 
 def _insert(tables: Sequence[str], trajectories: Sequence[Trajectory], compress: bool) -> Pieces:
+    if not tables:
+        raise CodecError(Reason.BAD_MESSAGE, "tables is empty, must name at least one")
     compressor = zstandard.ZstdCompressor(level=1, write_content_size=True) if compress else None
     message = Pieces()
     message.add(delimited(1, tables[0].encode()))
@@ -118,7 +148,8 @@ def encode_insert_request(
         compress: send columns as zstd frames of level 1.
 
     Raises:
-        CodecError: WRONG_SIGNATURE, a column has a dtype without a place on the wire.
+        CodecError: WRONG_SIGNATURE, a column has a dtype without a place on the wire; BAD_MESSAGE, a field is not what
+            it must be; BAD_DATA, values that are no array.
     """
     return _insert(tables, trajectories, compress).join()
 

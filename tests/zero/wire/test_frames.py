@@ -332,3 +332,26 @@ def test_tensors_and_lists_are_written_like_the_same_arrays() -> None:
     assert codec.encode_trajectory(given) == codec.encode_trajectory(plain)
     with pytest.raises(CodecError, match="reward cannot be made an array"):
         frames.encode_insert_request(["a"], [replace(plain, columns={"reward": [[1], [2, 3]]})])
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"weights_version": -1}, "weights_version is -1, must be within"),
+        ({"first_step": -1}, "first_step is -1"),
+        ({"episode_seed": 2**70}, "episode_seed is 1180591620717411303424"),
+        ({"actor_id": 3}, "actor_id is 3, must be text"),
+        ({"stats": {"score": "high"}}, "stat 'score' is 'high', must be a number"),
+    ],
+)
+def test_a_field_that_cannot_be_written_is_named(changes: dict[str, object], text: str) -> None:
+    """As the server would name it."""
+    with pytest.raises(CodecError, match=text) as caught:
+        frames.encode_insert_request(["a"], [small_trajectory(**changes)])
+    assert caught.value.reason == Reason.BAD_MESSAGE
+
+
+def test_an_insert_into_no_table_is_refused() -> None:
+    """Before anything is sent."""
+    with pytest.raises(CodecError, match="tables is empty"):
+        frames.encode_insert_request([], [small_trajectory()])

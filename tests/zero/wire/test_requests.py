@@ -277,3 +277,14 @@ def test_keys_that_have_lost_bits_are_not_sent(dtype: type[np.generic]) -> None:
         with pytest.raises(CodecError, match="must be 64-bit integers") as caught:
             encode(broken)
         assert caught.value.reason == Reason.BAD_DATA
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "windows", "text"),
+    [(2**40, {"reward": 1}, "1099511627776"), (2, ["reward"], "windows is ..reward.."), (2, {"reward": "6"}, "'6'")],
+)
+def test_a_spec_that_cannot_be_written_is_refused(batch_size: int, windows: Any, text: str) -> None:
+    """With what was given."""
+    with pytest.raises(CodecError, match=text) as caught:
+        codec.encode_sample_request("games", SampleSpec(batch_size, windows), None)
+    assert caught.value.reason == Reason.BAD_MESSAGE
