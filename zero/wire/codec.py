@@ -118,7 +118,7 @@ def as_array(name: str, values: object) -> NDArray[np.generic]:
         CodecError: BAD_DATA; the text has the name.
     """
     if isinstance(values, np.ndarray):
-        return cast(NDArray[np.generic], values)
+        return cast("NDArray[np.generic]", values)  # as text: to build the type takes longer than the rest
     try:
         return cast(_Tensor, values).numpy(force=True) if hasattr(values, "numpy") else np.asarray(values)
     except (TypeError, ValueError) as error:
