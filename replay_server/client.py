@@ -155,7 +155,9 @@ class ReplayClient:
             timeout: in seconds.
         """
         request = frames.encode_insert_request(_names(table), trajectories, compress=self._compress)
-        answer = self._call(lambda seconds: self._insert(request, timeout=seconds), timeout)
+        # Said beforehand, so that the server need not keep room for the largest message while this one arrives.
+        size = ((codec.MESSAGE_BYTES_METADATA_KEY, str(len(request))),)
+        answer = self._call(lambda seconds: self._insert(request, timeout=seconds, metadata=size), timeout)
         response = replay_pb2.InsertResponse.FromString(answer)
         return InsertResult(response.stored, response.duplicates)
 

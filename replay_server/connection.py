@@ -25,6 +25,8 @@ _TOO_LARGE = (
     "the message is larger than the server takes (--max-message-mib) or this client (max_message_bytes); send fewer "
     "trajectories per call, or chunks"
 )
+_TOO_MANY_CALLS = "Concurrent RPC limit exceeded"
+"""What a gRPC server says when it has more calls than it may, before any of our code sees the call."""
 _SIGNS_OF_TLS = ("Socket closed", "Connection reset", "recvmsg")
 """What gRPC says where a server ends a connection that does not begin with a TLS handshake."""
 _TLS_HINT = "if the server asks for TLS, give this client its CA file"
@@ -219,6 +221,8 @@ def _replay_error(error: grpc.RpcError, plain: bool) -> ReplayError:
     reason = str(given.get(REASON_METADATA_KEY, code.name))
     if reason == Reason.TOO_BUSY:
         return ReplayTimeout(reason, details, _asked_pause(given.get(_STATUS_METADATA_KEY, b"")))
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED and _TOO_MANY_CALLS in details:
+        return ReplayTimeout(Reason.TOO_BUSY, details)
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED and REASON_METADATA_KEY not in given:
         # gRPC itself refuses what is far too large, in words that know of no option; the answer may be what is.
         reason, details = str(Reason.MESSAGE_TOO_LARGE), f"{_TOO_LARGE} ({details})"

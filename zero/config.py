@@ -26,7 +26,7 @@ class GameConfig(Section):
     """Which game, and its own options, checked by the game itself.
 
     Attributes:
-        name: a built-in game, or one that a package plugs in.
+        name: a built-in game, one that a package plugs in, PREFIX:NAME of an adapted library, or path/to/file.py:NAME.
         options: what the game lets one choose.
     """
 

@@ -13,6 +13,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from replay_server.answers import ReplayTimeout
 from replay_server.client import ReplayClient
 from replay_server.errors import Refusal, ReplayServerError
 from replay_server.limits import CallBytes, Direction, InFlight, Limits
@@ -298,6 +299,12 @@ def test_gRPC_turns_away_more_calls_than_allowed(settings: ReplayServerSettings)
             assert codes == ["DEADLINE_EXCEEDED"] * 3 + ["RESOURCE_EXHAUSTED"] * 7
             health = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=10)
             assert health.status == health_pb2.HealthCheckResponse.SERVING
+            held = [begin(channel, "Sample", sample_bytes("empty"), timeout=2) for _ in range(3)]
+            with pytest.raises(ReplayTimeout) as caught:  # repeated until then: the reason is one that passes
+                client.server_info(timeout=0.5)
+            assert caught.value.reason == "TOO_BUSY"
+            assert client.server_info(timeout=20).tables
+            assert [call.code().name for call in held] == ["DEADLINE_EXCEEDED"] * 3
 
 
 @pytest.mark.parametrize(
