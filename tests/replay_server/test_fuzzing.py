@@ -200,8 +200,8 @@ def test_damaged_messages_harm_nobody(addresses: BoundAddresses) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [2, 3, 4, 5])
-def test_a_hundred_thousand_damaged_messages_harm_nobody(addresses: BoundAddresses, seed: int) -> None:
-    """The same at length: 100,000 messages over the seeds."""
-    fuzz(addresses.address, 25_000, seed)
+@pytest.mark.parametrize("seed", [2, 3])  # a hundred thousand over four seeds take five minutes, and found no more
+def test_twenty_thousand_damaged_messages_harm_nobody(addresses: BoundAddresses, seed: int) -> None:
+    """The same at length."""
+    fuzz(addresses.address, 10_000, seed)
     assert_sound(addresses.address)
