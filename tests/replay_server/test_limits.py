@@ -226,7 +226,8 @@ def test_answers_that_nobody_reads_shut_out_no_insert(settings: ReplayServerSett
             assert_busy(begin(channel, "Sample", sample).exception())
             assert begin(channel, "Insert", insert_bytes("free", filled(1, 6000))).result()
             frames.decode_sample_response(next(unread[0]))
-            until(lambda: begin(channel, "Sample", sample).exception() is None)  # the server learns of it a moment later
+            # The server learns a moment later that one was read.
+            until(lambda: begin(channel, "Sample", sample).exception() is None)
             for call in unread:
                 call.cancel()
             until(lambda: in_flight(client) == 0)
