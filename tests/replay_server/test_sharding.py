@@ -276,11 +276,11 @@ def test_closing_leaves_no_thread(addresses: list[str]) -> None:
 def test_a_closed_client_says_so(addresses: list[str]) -> None:
     """As a ReplayClient does, whatever is called."""
     with ShardedClient(addresses) as sharded:
-        sharded.create_table(table_config())
+        sharded.create_table(table_config("closed"))
     for call in (
-        lambda: sharded.insert("games", [played(1)], timeout=1),
-        lambda: sharded.sample("games", 2, {"reward": 1}, timeout=1),
-        lambda: sharded.reset_table("games", timeout=1),
+        lambda: sharded.insert("closed", [played(1)], timeout=1),
+        lambda: sharded.sample("closed", 2, {"reward": 1}, timeout=1),
+        lambda: sharded.reset_table("closed", timeout=1),
     ):
         with pytest.raises(ReplayError) as caught:
             call()
