@@ -54,7 +54,9 @@ def test_updates_that_ride_on_a_sample_count_before_the_draw(client: ReplayClien
     batch = client.sample(config.name, 32, {"action": 1}, updates)
     assert set(batch.keys.tolist()) == {keys[3]}
     np.testing.assert_array_equal(batch.probabilities, np.ones(32))
-    result = client.update_priorities(config.name, PriorityUpdates(np.append(keys, np.uint64(999)), np.ones(9, np.float32)))
+    result = client.update_priorities(
+        config.name, PriorityUpdates(np.append(keys, np.uint64(999)), np.ones(9, np.float32))
+    )
     assert (result.updated, result.evicted) == (8, 1)
 
 
