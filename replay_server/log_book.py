@@ -67,10 +67,6 @@ class LogBook:
         if removed:
             self._removed[entry] = list(removed)
 
-    def has(self, entry: str) -> bool:
-        """Whether anything in an entry is stored."""
-        return entry in self._stored
-
     def drop_after(self, order: tuple[int, int]) -> None:
         """Forget the entries after a place in the log, which Redis has lost."""
         for entry in [entry for entry in reversed(self._stored) if order_of(entry) > order]:

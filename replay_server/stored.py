@@ -193,9 +193,6 @@ class KnownTrajectories:
         """The stored trajectory of that id."""
         return self._stored.get(trajectory_id)
 
-    def __contains__(self, trajectory_id: str) -> bool:
-        return trajectory_id in self._stored or trajectory_id in self._removed
-
     def add(self, stored: Stored) -> None:
         """A trajectory is stored; what is known of an earlier part that was removed stays known with it."""
         removed = self._removed.pop(stored.trajectory_id, None)

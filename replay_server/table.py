@@ -146,10 +146,6 @@ class Table:
         """The stored one of that id."""
         return self._known.find(trajectory_id)
 
-    def knows(self, trajectory_id: str) -> bool:
-        """Whether it is stored, or was and is remembered."""
-        return trajectory_id in self._known
-
     def matching(self, wanted: TrajectoryFilter) -> list[Stored]:
         """The stored trajectories that a filter matches, oldest first."""
         if wanted.trajectory_ids:
@@ -317,10 +313,6 @@ class Table:
         """What was removed since the last call, for whatever reason, oldest first."""
         removed, self._removed = self._removed, []
         return removed
-
-    def give_back_removed(self, removed: Sequence[Removed]) -> None:
-        """Have the next `take_removed` give these as well: the log could not note them."""
-        self._removed[:0] = removed
 
     def recall_removed(self, removed: Sequence[Removed]) -> None:
         """Know trajectories, oldest first, as removed before all that were since."""

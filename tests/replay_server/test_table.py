@@ -234,7 +234,7 @@ class TableMachine(RuleBasedStateMachine):
         placement = self.table.place(block)
         self._forget_removed()
         self.table.abandon(placement)
-        assert not self.table.knows(block.records[0].trajectory_id)
+        assert self.table.check_new(block) == [0]
 
     @rule(data=st.data())
     def delete(self, data: st.DataObject) -> None:
