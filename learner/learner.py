@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from learner.calibration import value_calibration
 from learner.checkpoint import Checkpoint, CheckpointStore
 from learner.data_user import DataUser, DataUserClosedError
 from learner.losses import Loss, TrainingBatch, compute_loss, importance_weights
@@ -222,6 +223,12 @@ class LearnerLoop:
         metrics.value_loss.set(float(loss.value))
         metrics.target_entropy.set(float(loss.target_entropy))
         metrics.target_value.set(float(training_batch.target_value.mean()))
+        metrics.clamped_targets.set(float(loss.clamped_targets))
+        calibration = value_calibration(
+            loss.values.cpu().numpy(), training_batch.target_value.cpu().numpy(), batch.probabilities
+        )
+        metrics.value_bias.set(calibration.bias)
+        metrics.value_slope.set(calibration.slope)
         metrics.gradient_norm.set(float(norm))
         metrics.learning_rate.set(learning_rate(self._config.learner, self._learner.training_step))
         version = self._publisher.version

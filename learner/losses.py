@@ -44,6 +44,9 @@ class Loss:
         value: scalar, mean cross-entropy.
         priorities: float32 [B], absolute value error in transformed scale, plus PRIORITY_FLOOR.
         target_entropy: scalar, mean entropy of the target policy, in nats.
+        values: float32 [B], the network's, in real scale.
+        clamped_targets: scalar, share of the value targets that lie beyond the support, so that what is learned of them
+            is its end.
     """
 
     total: Tensor
@@ -51,6 +54,8 @@ class Loss:
     value: Tensor
     priorities: Tensor
     target_entropy: Tensor
+    values: Tensor
+    clamped_targets: Tensor
 
 
 def importance_weights(probabilities: NDArray[np.float64], table_size: int, exponent: float) -> NDArray[np.float32]:
@@ -75,5 +80,10 @@ def compute_loss(output: NetworkOutput, batch: TrainingBatch, support: ValueSupp
     total = ((policy + value_weight * value) * batch.importance_weights).mean()
     with torch.no_grad():
         expected = (value_logits.softmax(-1) * support.atoms).sum(-1)
-        priorities = (expected - support.transform(batch.target_value)).abs() + PRIORITY_FLOOR
-    return Loss(total, policy.mean().detach(), value.mean().detach(), priorities, target_entropy.mean())
+        target = support.transform(batch.target_value)
+        priorities = (expected - target).abs() + PRIORITY_FLOOR
+        clamped = ((target < support.atoms[0]) | (target > support.atoms[-1])).float().mean()
+        values = support.expectation(value_logits)
+    return Loss(
+        total, policy.mean().detach(), value.mean().detach(), priorities, target_entropy.mean(), values, clamped
+    )

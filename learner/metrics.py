@@ -33,6 +33,21 @@ class LearnerMetrics:
         self.target_value = Gauge(
             "zero_learner_target_value", "Mean value target in real scale, last batch.", registry=self.registry
         )
+        self.clamped_targets = Gauge(
+            "zero_learner_clamped_targets_ratio",
+            "Share of the value targets beyond the support, which are learned as its end, last batch.",
+            registry=self.registry,
+        )
+        self.value_bias = Gauge(
+            "zero_learner_value_bias",
+            "Mean predicted value minus mean value target in real scale, as of uniform draws, last batch.",
+            registry=self.registry,
+        )
+        self.value_slope = Gauge(
+            "zero_learner_value_slope",
+            "Slope of value targets over predicted values, as of uniform draws, last batch; 1 is calibrated.",
+            registry=self.registry,
+        )
         self.gradient_norm = Gauge(
             "zero_learner_gradient_norm", "Norm of the gradient before clipping, last batch.", registry=self.registry
         )

@@ -4,12 +4,14 @@ import json
 import socket
 import urllib.request
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from threading import Event, Timer
 
 import numpy as np
 import pytest
+import torch
 from prometheus_client.parser import text_string_to_metric_families
 
 from actors.actor import ActorSettings, run_actor
@@ -18,7 +20,8 @@ from actors.evaluator import EvaluatorSettings, run_evaluator
 from actors.weights_client import WeightsClient
 from learner.checkpoint import CheckpointStore
 from learner.data_user import DataUser, DataUserClosedError
-from learner.learner import LearnerSettings, run_learner
+from learner.learner import Learner, LearnerLoop, LearnerSettings, run_learner
+from learner.metrics import LearnerMetrics
 from learner.weights_publisher import WeightsPublisher
 from replay_server.client import ReplayClient, ReplayError
 from replay_server.server import ReplayServer, ReplayServerSettings
@@ -28,7 +31,7 @@ from zero.games.registry import make_game
 from zero.networks.residual import make_network
 from zero.networks.weights import weights_to_bytes
 from zero.self_play_table import TABLE_NAME, self_play_table
-from zero.trajectories import PriorityUpdates, Trajectory
+from zero.trajectories import PriorityUpdates, SequenceBatch, Trajectory
 
 CONFIG = parse_config(
     "",
@@ -121,6 +124,61 @@ def test_every_role_serves_metrics_and_is_listed(tmp_path: Path) -> None:
     assert found["learner"] >= {"zero_learner_training_step", "zero_learner_policy_loss"}
     assert found["actor"] >= {"zero_actor_games", "zero_actor_simulations"}
     assert found["replay_server"] >= {"zero_replay_inserted_steps"}
+
+
+class NotingDataUser(DataUser):
+    """Keeps what it handed over, and ends the role with it."""
+
+    def __init__(self, client: ReplayClient, windows: dict[str, int], stop: Event) -> None:
+        super().__init__(client, TABLE_NAME, 64, windows, prefetch=1, stop=stop)
+        self._ended = stop
+        self.batches: list[SequenceBatch] = []
+
+    def get_data(self) -> SequenceBatch:
+        """See DataUser."""
+        self.batches.append(super().get_data())
+        self._ended.set()
+        return self.batches[-1]
+
+
+def test_the_health_of_learning_is_shown_as_it_is(address: str, client: ReplayClient, tmp_path: Path) -> None:
+    """Of positions from real games: what was clamped, and how far values are from targets, before the first update."""
+    network = CONFIG.network.model_copy(update={"support_min": -0.25, "support_max": 0.25})
+    config = CONFIG.model_copy(update={"network": network})
+    game, stop, metrics = make_game("tic_tac_toe", {}), Event(), LearnerMetrics()
+    client.create_table(self_play_table(config, game))
+    learner = Learner(config, game, torch.device("cpu"))
+    fresh = Learner(config, game, torch.device("cpu"))
+    store = CheckpointStore(tmp_path / "checkpoints")
+    with (
+        running(lambda stop: run_actor(config, ActorSettings(address), stop)),
+        closing(NotingDataUser(client, learner.windows(), stop)) as user,
+        closing(WeightsPublisher(client)) as publisher,
+    ):
+        LearnerLoop(config, learner, user, publisher, store, metrics).run(stop)
+    batch = user.batches[0]
+    columns, targets = batch.columns, []
+    for row, length in enumerate(np.minimum(batch.lengths, 10)):
+        # Draws pay nothing; the loser does not move last. With lambda below 1 search values are mixed in.
+        rewards, values = columns["reward"][row, :length], columns["search_value"][row, :length]
+        target = rewards[-1]
+        for step in range(length - 2, -1, -1):
+            mixed = (1 - config.learner.td_lambda) * values[step + 1] + config.learner.td_lambda * target
+            target = rewards[step] - config.discount * mixed
+        targets.append(target)
+    with torch.no_grad():
+        output = fresh.network(fresh.prepare(batch).encoded)
+        predictions = fresh.network.support.expectation(output.value_logits).numpy()
+    value = metrics.registry.get_sample_value
+    clamped = float((np.abs(targets) > 0.25).mean())
+    assert 0 < clamped < 1
+    assert value("zero_learner_clamped_targets_ratio") == pytest.approx(clamped)
+    weights = 1 / batch.probabilities
+    assert value("zero_learner_value_bias") == pytest.approx(
+        np.average(predictions - targets, weights=weights), abs=1e-5
+    )
+    slope, _ = np.polyfit(predictions, targets, 1, w=np.sqrt(weights))
+    assert value("zero_learner_value_slope") == pytest.approx(slope, rel=1e-3)
 
 
 def targets(metrics_address: str) -> dict[str, set[str]]:

@@ -49,6 +49,26 @@ def test_value_loss_and_priorities() -> None:
     assert loss.priorities.tolist() == pytest.approx([1.0 + PRIORITY_FLOOR, PRIORITY_FLOOR])
 
 
+def test_targets_beyond_the_support_are_counted() -> None:
+    """Its ends are not beyond it; in transformed scale where the network has one."""
+    mask = torch.ones(4, 2, dtype=torch.bool)
+    batch = batch_of(torch.full((4, 2), 0.5), mask, torch.tensor([-1.0, 1.0, 1.5, -3.0]))
+    output = NetworkOutput(torch.zeros(4, 2), torch.zeros(4, 3))
+    assert compute_loss(output, batch, SUPPORT, 1.0).clamped_targets.item() == 0.5
+    squashed = ValueSupport(NetworkConfig(support_min=-1, support_max=1, support_size=3))
+    assert compute_loss(output, batch, squashed, 1.0).clamped_targets.item() == 0.25
+
+
+def test_values_are_in_real_scale() -> None:
+    """What the network says of the positions, as search sees it."""
+    squashed = ValueSupport(NetworkConfig(support_min=0, support_max=20, support_size=41))
+    logits = torch.randn(2, 41, generator=torch.Generator().manual_seed(0))
+    batch = batch_of(torch.full((2, 2), 0.5), torch.ones(2, 2, dtype=torch.bool), torch.zeros(2))
+    loss = compute_loss(NetworkOutput(torch.zeros(2, 2), logits), batch, squashed, 1.0)
+    assert loss.values.tolist() == squashed.expectation(logits).tolist()
+    assert loss.values.min() > loss.priorities.max()
+
+
 def test_importance_weights_scale_each_row() -> None:
     """A row of weight w counts w times, in the total and nowhere else."""
     mask = torch.ones(2, 2, dtype=torch.bool)
