@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from replay_server.errors import Refusal
+from replay_server.errors import Refusal, gives_no_fsync, was_deleted, was_reset
 from replay_server.group_commit import GroupCommit
 from replay_server.limits import Limits
 from replay_server.log_entry import LogError
@@ -232,11 +232,7 @@ class Catalog:
                 f"GiB; together at most {self._limits.table_bytes / 2**30:.1f} GiB are allowed here",
             )
         if config.durability is Durability.FSYNC and not self._commit.gives_fsync:
-            raise Refusal(
-                Reason.NOT_DURABLE,
-                f"Redis does not give durability fsync: its appendfsync is {self._store.appendfsync!r}; set it to "
-                "'always', or use Redis 7.2 or newer with an append-only file",
-            )
+            raise gives_no_fsync(self._store.appendfsync)
 
     async def set_rate_limiter(self, name: str, config: RateLimiterConfig) -> None:
         """Put other limits in force, for good.
@@ -271,7 +267,7 @@ class Catalog:
         def act() -> None:
             nonlocal deleted
             deleted = old.table.num_trajectories
-            old.close(Refusal(Reason.STORE_UNAVAILABLE, f"table {name!r} was reset meanwhile; try again"))
+            old.close(was_reset(name))
             table.next_ordinal = old.table.next_ordinal
             new = self._serve(table, old.limiter.config)
             if new.logged:
@@ -292,7 +288,7 @@ class Catalog:
         old = self.find(name)
 
         def act() -> None:
-            old.close(Refusal(Reason.UNKNOWN_TABLE, f"table {name!r} was deleted"))
+            old.close(was_deleted(name))
             del self._tables[name]
             self._saved.pop(name, None)
             self._commit.drop_table(old)

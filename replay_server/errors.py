@@ -56,6 +56,25 @@ class Refusal(Exception):  # noqa: N818 -- the call is refused, the server is we
         self.retry_after_seconds = retry_after_seconds
 
 
+def was_reset(table: str) -> Refusal:
+    """What a call meets whose table was emptied while it waited."""
+    return Refusal(Reason.STORE_UNAVAILABLE, f"table {table!r} was reset meanwhile; try again")
+
+
+def was_deleted(table: str) -> Refusal:
+    """What a call meets whose table went while it waited."""
+    return Refusal(Reason.UNKNOWN_TABLE, f"table {table!r} was deleted")
+
+
+def gives_no_fsync(appendfsync: str) -> Refusal:
+    """What meets who wants more of Redis than it gives with this policy."""
+    return Refusal(
+        Reason.NOT_DURABLE,
+        f"Redis does not give durability fsync now: its appendfsync is {appendfsync!r}; set it to 'always', or use "
+        "Redis 7.2 or newer with an append-only file",
+    )
+
+
 class ReplayServerError(Exception):
     """The server cannot start or go on; one line that names the cause and the remedy."""
 

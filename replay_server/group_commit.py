@@ -23,7 +23,7 @@ import redis
 from numpy.typing import NDArray
 
 from replay_server.block import Block
-from replay_server.errors import Refusal
+from replay_server.errors import Refusal, gives_no_fsync, was_deleted, was_reset
 from replay_server.log_writer import LogWriter, Write
 from replay_server.redis_log import RedisLog
 from replay_server.redis_store import RedisStore
@@ -222,11 +222,7 @@ class GroupCommit:
 
     def _check_durable(self, targets: Sequence[LoggedTable]) -> None:
         if _must_flush(targets) and not self._store.gives_fsync:
-            raise Refusal(
-                Reason.NOT_DURABLE,
-                f"the table promises what Redis does not give now: its appendfsync is {self._store.appendfsync!r}; set "
-                "it to 'always', or use Redis 7.2 or newer with an append-only file",
-            )
+            raise gives_no_fsync(self._store.appendfsync)
 
     # --- tables that begin again or end ------------------------------------------------------------------------------
 
@@ -242,14 +238,14 @@ class GroupCommit:
         """Within `exclusively`: an empty table takes the place of a durable one."""
         name = old.table.config.name
         self._writer.tables[name] = self._writer.tables[name].restarted(new)
-        self._refuse_waiting_for(old, _was_reset(name))
+        self._refuse_waiting_for(old, was_reset(name))
 
     def drop_table(self, old: LoggedTable) -> None:
         """Within `exclusively`: a table is no more."""
         name = old.table.config.name
         log = self._writer.tables.pop(name, None)
         self._writer.drop([*self._log.drop_table_commands(name), *(log.wipe_commands() if log else ())])
-        self._refuse_waiting_for(old, Refusal(Reason.UNKNOWN_TABLE, f"table {name!r} was deleted"))
+        self._refuse_waiting_for(old, was_deleted(name))
 
     def _refuse_waiting_for(self, target: LoggedTable, refusal: Refusal) -> None:
         waiting, self._waiting = self._waiting, deque()
@@ -349,9 +345,9 @@ class GroupCommit:
         name = target.table.config.name
         log = self._writer.tables.get(name)
         if log is None:
-            raise Refusal(Reason.UNKNOWN_TABLE, f"table {name!r} was deleted")
+            raise was_deleted(name)
         if log.target is not target:
-            raise _was_reset(name)
+            raise was_reset(name)
         return log
 
     def _notice(self) -> None:
@@ -383,10 +379,6 @@ def _abandon_placed(tables: Iterable[TableLog]) -> None:
 
 def _must_flush(targets: Iterable[LoggedTable]) -> bool:
     return any(target.table.config.durability is Durability.FSYNC for target in targets)
-
-
-def _was_reset(name: str) -> Refusal:
-    return Refusal(Reason.STORE_UNAVAILABLE, f"table {name!r} was reset meanwhile; try again")
 
 
 def _can_place(part: Part) -> bool:
