@@ -116,13 +116,9 @@ class RateLimiter:
 
     def can_sample(self, batch_size: int) -> bool:
         """Whether a sample may pass now."""
-        config = self.config
         if self._origin is None:
             return False
-        if not config.samples_per_insert:
-            return True
-        ahead = (self._stored - self._origin) * config.samples_per_insert - self._sampled - batch_size
-        return ahead >= -config.error_buffer
+        return not self.config.samples_per_insert or self.difference - batch_size >= -self.config.error_buffer
 
     def admit(self, num_items: int) -> None:
         """An insert has been let in."""
