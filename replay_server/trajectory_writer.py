@@ -3,13 +3,14 @@
 import uuid
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from typing import Protocol, cast
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from replay_server.answers import InsertResult
 from zero.trajectories import ColumnSpec, Signature, Trajectory
+from zero.wire.codec import as_array
 
 _FIRST_ROWS = 64
 
@@ -19,14 +20,6 @@ class TrajectorySink(Protocol):
 
     def insert(self, trajectories: Sequence[Trajectory]) -> Future[InsertResult]:
         """See InsertStream.insert."""
-        ...
-
-
-class Tensor(Protocol):
-    """What PyTorch makes, as far as it matters here."""
-
-    def numpy(self, *, force: bool) -> NDArray[np.generic]:
-        """The same as an array, moved to main memory if need be."""
         ...
 
 
@@ -79,7 +72,7 @@ class TrajectoryWriter:
             raise ValueError(f"trajectory {self._trajectory_id!r} has {self._num_steps} steps: call end() or drop()")
         self._reset(trajectory_id, episode_seed, weights_version)
 
-    def append(self, step: Mapping[str, "ArrayLike | Tensor"], priority: float | None = None) -> None:
+    def append(self, step: Mapping[str, ArrayLike], priority: float | None = None) -> None:
         """Add a step; sends the chunk before it if that is complete.
 
         Args:
@@ -165,18 +158,13 @@ class TrajectoryWriter:
         return outcome
 
 
-def _value(value: "ArrayLike | Tensor", spec: ColumnSpec) -> NDArray[np.generic]:
+def _value(value: ArrayLike, spec: ColumnSpec) -> NDArray[np.generic]:
     """A value of a step as an array of the column's shape that fits into its dtype.
 
     Raises:
         ValueError: it is none.
     """
-    if isinstance(value, np.ndarray):
-        array = cast(NDArray[np.generic], value)
-    elif hasattr(value, "numpy"):
-        array = cast(Tensor, value).numpy(force=True)
-    else:
-        array = np.asarray(cast(ArrayLike, value))
+    array = as_array(f"column {spec.name!r}", value)
     if array.shape != spec.shape:
         raise ValueError(f"column {spec.name!r} is {array.shape}, must be {spec.shape}")
     # Floats may lose digits on the way; everything else must come out as the same value.
