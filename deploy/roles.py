@@ -165,14 +165,14 @@ def _run_replay_server(assignment: Assignment, stop: Event, on_ready: Callable[[
 
 
 def _redis_url(assignment: Assignment) -> str | None:
+    from replay_server.command import CommandError, read_redis_url  # noqa: PLC0415
+
     if assignment.redis_url_file is None:
         return assignment.redis_url
     try:
-        return assignment.redis_url_file.read_text(encoding="ascii").strip()
-    except (OSError, UnicodeDecodeError):
-        raise DeployError(
-            f"cannot read {assignment.redis_url_file}: name a file with the URL of Redis and nothing else", BAD_INPUT
-        ) from None
+        return read_redis_url(assignment.redis_url_file)
+    except CommandError as error:
+        raise DeployError(str(error), error.exit_code) from None
 
 
 def _run_learner(assignment: Assignment, config: ExperimentConfig, stop: Event) -> None:

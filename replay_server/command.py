@@ -61,6 +61,20 @@ def refuse_two_urls(redis_url: str | None, redis_url_file: Path | None) -> None:
         raise CommandError("--redis-url and --redis-url-file name one Redis: give one of them", BAD_INPUT)
 
 
+def read_redis_url(file: Path) -> str:
+    """The URL of Redis in a file.
+
+    Raises:
+        CommandError: it cannot be read.
+    """
+    try:
+        return file.read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError):
+        raise CommandError(
+            f"cannot read {file}: name a file with the URL of Redis and nothing else", BAD_INPUT
+        ) from None
+
+
 def _log_level(value: str) -> str:
     if value.lower() not in LOG_LEVELS:
         raise typer.BadParameter(f"{value!r} is none of {', '.join(LOG_LEVELS)}")
@@ -238,7 +252,7 @@ def serve(  # noqa: PLR0913, PLR0917 - one parameter per option, as typer wants 
             token_file=token_file,
             insecure=insecure,
         ),
-        redis_url=redis_url if redis_url_file is None else _url_of(redis_url_file),
+        redis_url=redis_url if redis_url_file is None else read_redis_url(redis_url_file),
         redis_prefix=redis_prefix,
         max_message_bytes=max_message_mib * _MIB,
         max_table_bytes=None if max_table_mib is None else max_table_mib * _MIB,
@@ -255,15 +269,6 @@ def serve(  # noqa: PLR0913, PLR0917 - one parameter per option, as typer wants 
         asyncio.run(_until_interrupted(lambda stop: run_replay_server(settings, stop, say)))
     except ReplayServerError as error:
         raise CommandError(str(error), BAD_INPUT if isinstance(error, SecurityError) else FAILED) from error
-
-
-def _url_of(file: Path) -> str:
-    try:
-        return file.read_text(encoding="ascii").strip()
-    except (OSError, UnicodeDecodeError):
-        raise CommandError(
-            f"cannot read {file}: name a file with the URL of Redis and nothing else", BAD_INPUT
-        ) from None
 
 
 async def _until_interrupted(run: Callable[[threading.Event], None]) -> None:
