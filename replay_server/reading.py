@@ -1,6 +1,7 @@
 """ReadTrajectories: what a table stores, streamed as it was inserted."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from replay_server.border import Border, Call, parse
 from replay_server.catalog import Catalog
@@ -50,17 +51,17 @@ def _messages(table: Table, chosen: list[Stored], max_bytes: int) -> Iterator[by
 
     A trajectory that was inserted in chunks may be larger than a message: it is sent in chunks then.
     """
-    row_bytes = sum(table.rings.row_bytes.values())
+    step_bytes = table.step_bytes
     most = max_bytes // 2  # of the columns; the rest is for what is around them
     parts: list[Trajectory] = []
     size = 0
     for stored in chosen:
-        for part in _parts(table, stored, max(most // row_bytes, 1)):
-            if parts and size + part.num_steps * row_bytes > min(_MESSAGE_BYTES, most):
+        for part in _parts(table, stored, max(most // step_bytes, 1)):
+            if parts and size + part.num_steps * step_bytes > min(_MESSAGE_BYTES, most):
                 yield frames.encode_read_response(parts)
                 parts, size = [], 0
             parts.append(part)
-            size += part.num_steps * row_bytes
+            size += part.num_steps * step_bytes
     if parts:
         yield frames.encode_read_response(parts)
 
@@ -77,16 +78,5 @@ def _part(table: Table, stored: Stored, start: int, stop: int) -> Trajectory:
     """A stored trajectory, or some steps of a long one as a chunk."""
     slots = stored.slots[start:stop]
     is_last = stop == len(stored.slots)
-    return Trajectory(
-        trajectory_id=stored.trajectory_id,
-        actor_id=stored.actor_id,
-        weights_version=stored.weights_version,
-        episode_seed=stored.episode_seed,
-        terminated=stored.terminated and is_last,
-        truncated=stored.truncated and is_last,
-        columns=table.read(slots),
-        stats=dict(stored.stats),
-        first_step=stored.chunks[0].first_step + start,
-        open=stored.open or not is_last,
-        priorities=table.priorities.values[slots] if table.has_priorities else None,
-    )
+    part = stored.as_chunk(stored.chunks[0].first_step + start, table.read(slots), is_last=is_last)
+    return replace(part, priorities=table.priorities.values[slots]) if table.has_priorities else part

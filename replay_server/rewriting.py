@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from replay_server.log_book import LogBook
 from replay_server.log_entry import EntryHeader, runs_of
 from replay_server.redis_log import RedisLog
-from replay_server.stored import Stored, StoredChunk
+from replay_server.stored import StoredChunk
 from replay_server.table import Table
 from replay_server.write_chain import Command, order_of
 from zero.trajectories import Trajectory
-from zero.wire import codec, replay_pb2
+from zero.wire import frames
 
 _ENTRY_BYTES = 1 << 20
 _CHUNK_BYTES = 256  # besides its steps, roughly
@@ -50,11 +50,8 @@ class Rewriting:
 
     def command(self, log: RedisLog, table: Table) -> Command:
         """Adds the entry, with the steps as they are in memory."""
-        request = replay_pb2.InsertRequest(table=table.config.name)
-        for lost in self.chunks:
-            whole = replace(lost.trajectory, columns=table.read(lost.slots))
-            request.trajectories.append(codec.encode_trajectory(whole))
-        message = request.SerializeToString()
+        wholes = [replace(lost.trajectory, columns=table.read(lost.slots)) for lost in self.chunks]
+        message = frames.encode_insert_request([table.config.name], wholes)
         header = EntryHeader(
             [lost.chunk.ordinal for lost in self.chunks],
             [lost.stored_at for lost in self.chunks],
@@ -70,7 +67,7 @@ def plan_rewriting(log: RedisLog, table: Table, book: LogBook, newest: tuple[int
     The table and the book are told at once, so that it may be broken off anywhere and planned again.
     """
     lost = sorted(_lost_chunks(table, newest), key=lambda one: one.chunk.ordinal)
-    runs = list(_runs(lost, sum(table.rings.row_bytes.values())))
+    runs = list(_runs(lost, table.step_bytes))
     entries = [log.chain.new_entry() for _ in runs]
     book.drop_after(newest)
     moved = {one.chunk.ordinal: entry for run, entry in zip(runs, entries, strict=True) for one in run}
@@ -83,40 +80,23 @@ def plan_rewriting(log: RedisLog, table: Table, book: LogBook, newest: tuple[int
 
 def _lost_chunks(table: Table, newest: tuple[int, int]) -> Iterator[_Lost]:
     for stored in table.trajectories():
-        start = 0
-        for chunk in stored.chunks:
-            slots = stored.slots[start : start + chunk.num_steps]
-            start += chunk.num_steps
+        for chunk, slots in stored.parts():
             if order_of(chunk.entry) > newest:
                 is_last = chunk is stored.chunks[-1]
                 weights_version, stored_at = table.origin_of(int(slots[0]))
-                whole = replace(_as_chunk(stored, chunk, is_last=is_last), weights_version=weights_version)
-                yield _Lost(chunk, whole, stored_at, slots)
+                part = stored.as_chunk(chunk.first_step, {}, is_last=is_last)
+                # What only the last one says must not be there before it, should Redis be lost again in between.
+                stats = part.stats if is_last else {}
+                yield _Lost(chunk, replace(part, weights_version=weights_version, stats=stats), stored_at, slots)
 
 
-def _as_chunk(stored: Stored, chunk: StoredChunk, *, is_last: bool) -> Trajectory:
-    """A chunk without its steps; what only the last one says is on the last one."""
-    return Trajectory(
-        trajectory_id=stored.trajectory_id,
-        actor_id=stored.actor_id,
-        weights_version=stored.weights_version,
-        episode_seed=stored.episode_seed,
-        terminated=stored.terminated and is_last,
-        truncated=stored.truncated and is_last,
-        columns={},
-        stats=dict(stored.stats) if is_last else {},
-        first_step=chunk.first_step,
-        open=stored.open or not is_last,
-    )
-
-
-def _runs(lost: Sequence[_Lost], row_bytes: int) -> Iterator[list[_Lost]]:
+def _runs(lost: Sequence[_Lost], step_bytes: int) -> Iterator[list[_Lost]]:
     """Consecutive chunks that share an entry."""
     run: list[_Lost] = []
     size = 0
     for one in lost:
         run.append(one)
-        size += one.chunk.num_steps * row_bytes + _CHUNK_BYTES
+        size += one.chunk.num_steps * step_bytes + _CHUNK_BYTES
         if size >= _ENTRY_BYTES:
             yield run
             run, size = [], 0

@@ -120,7 +120,7 @@ class ServedTable:
 
     def _note_stored(self, block: Block, num_items: int) -> None:
         self._metrics.inserted_steps.inc(block.num_steps)
-        self._metrics.inserted_bytes.inc(block.num_steps * sum(self.table.rings.row_bytes.values()))
+        self._metrics.inserted_bytes.inc(block.num_steps * self.table.step_bytes)
         self._metrics.inserted_trajectories.inc(sum(not record.first_step for record in block.records))
         self._count_removed("evicted")
         self.limiter.store(num_items)
@@ -247,10 +247,7 @@ class ServedTable:
         if self.logged:
             updated, gone = await self._commit.update_columns(self, keys, columns)
         else:
-            slots, valid = self.table.find(keys)
-            self.table.write_rows(slots[valid], {name: values[valid] for name, values in columns.items()})
-            updated = int(np.count_nonzero(valid))
-            gone = len(keys) - updated
+            updated, gone = self.table.replace_values(keys, columns)
         self._metrics.columns_updated.inc(updated)
         self._metrics.columns_gone.inc(gone)
         return updated, gone

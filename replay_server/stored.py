@@ -2,7 +2,7 @@
 
 from bisect import bisect_left
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from replay_server.block import Block, Record
 from replay_server.errors import Refusal
-from zero.trajectories import StatRange, TrajectoryFilter
+from zero.trajectories import StatRange, Trajectory, TrajectoryFilter
 from zero.wire.codec import Reason
 
 KNOWN_REMOVED = 100_000
@@ -124,6 +124,28 @@ class Stored:
         self.terminated = record.terminated
         self.truncated = record.truncated
         self.stats = record.stats
+
+    def parts(self) -> Iterator[tuple[StoredChunk, NDArray[np.int32]]]:
+        """Its chunks, each with the slots [T] of its steps."""
+        start = 0
+        for chunk in self.chunks:
+            yield chunk, self.slots[start : start + chunk.num_steps]
+            start += chunk.num_steps
+
+    def as_chunk(self, first_step: int, columns: Mapping[str, NDArray[np.generic]], *, is_last: bool) -> Trajectory:
+        """Some of its steps, with the values that they are given; how it ended is said with the last ones."""
+        return Trajectory(
+            trajectory_id=self.trajectory_id,
+            actor_id=self.actor_id,
+            weights_version=self.weights_version,
+            episode_seed=self.episode_seed,
+            terminated=self.terminated and is_last,
+            truncated=self.truncated and is_last,
+            columns=columns,
+            stats=dict(self.stats),
+            first_step=first_step,
+            open=self.open or not is_last,
+        )
 
     def matches(self, wanted: TrajectoryFilter) -> bool:
         """Whether all that is set in a filter holds, ids aside."""

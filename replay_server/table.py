@@ -134,6 +134,11 @@ class Table:
         return float(self.num_items) if mass is None else mass
 
     @property
+    def step_bytes(self) -> int:
+        """Bytes of the columns of one step."""
+        return sum(self.rings.row_bytes.values())
+
+    @property
     def memory_bytes(self) -> int:
         """As memory_of."""
         return memory_of(self.config)
@@ -401,6 +406,17 @@ class Table:
     def write_rows(self, slots: NDArray[np.int64], columns: Mapping[str, NDArray[np.generic]]) -> None:
         """Replace values [N, *shape] of some columns of the steps in slots [N]."""
         self.rings.write_some(slots, columns)
+
+    def replace_values(self, keys: NDArray[np.uint64], columns: Mapping[str, NDArray[np.generic]]) -> tuple[int, int]:
+        """Replace values [N, *shape] of some columns of the steps that keys [N] name.
+
+        Returns:
+            How many steps were found, and how many keys name nothing stored.
+        """
+        slots, valid = self.find(keys)
+        self.write_rows(slots[valid], {name: values[valid] for name, values in columns.items()})
+        updated = int(np.count_nonzero(valid))
+        return updated, len(keys) - updated
 
     def update_priorities(self, updates: PriorityUpdates) -> tuple[int, int]:
         """Set priorities; returns how many were set and how many keys name nothing stored."""

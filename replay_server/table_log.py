@@ -164,10 +164,8 @@ class TableLog:
     def update(self, keys: NDArray[np.uint64], columns: Mapping[str, NDArray[np.generic]]) -> tuple[int, int]:
         """Replace the values in memory; returns how many were replaced and how many keys name nothing stored."""
         slots, valid = self.table.find(keys)
-        self.table.write_rows(slots[valid], {name: values[valid] for name, values in columns.items()})
         self._columns.note(slots[valid], columns)
-        updated = int(np.count_nonzero(valid))
-        return updated, len(keys) - updated
+        return self.table.replace_values(keys, columns)
 
     def replaced(self, name: str, slots: NDArray[np.int32]) -> bool:
         """Whether any value of a column in these slots may have been replaced."""

@@ -154,8 +154,5 @@ class Check:
 
 def _stored(table: TableLog) -> Iterator[tuple[int, _Chunk]]:
     for stored in table.table.trajectories():
-        start = 0
-        for chunk in stored.chunks:
-            slots = stored.slots[start : start + chunk.num_steps]
-            start += chunk.num_steps
+        for chunk, slots in stored.parts():
             yield chunk.ordinal, _Chunk(stored.trajectory_id, chunk.digest, chunk.entry, slots)
