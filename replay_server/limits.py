@@ -18,7 +18,7 @@ class Limits:
 
     Attributes:
         message_bytes: the largest message.
-        table_bytes: the most memory that the preallocated columns of a table may take.
+        table_bytes: the most memory that all tables together may take when they are full.
         weights_bytes: the largest weights.
         in_flight_bytes: the most bytes of requests being handled and answers being sent.
         waiting_calls: the most calls held by rate limiters, or until there is room for their bytes.
