@@ -147,7 +147,7 @@ class ServedTable:
         if times and batch_size > most:
             raise Refusal(
                 Reason.BAD_LENGTH,
-                f"a batch of {batch_size} can never be drawn: the table holds out at most {most} positions",
+                f"a batch of {batch_size} can never be drawn: the table gives out at most {most} positions",
             )
 
     def _can_sample(self, batch_size: int) -> bool:
@@ -242,7 +242,8 @@ class ServedTable:
         """Replace values [N, *shape] of the steps that keys [N] name; how many were, and how many are not stored.
 
         Raises:
-            Refusal: STORE_UNAVAILABLE, NOT_DURABLE.
+            Refusal: STORE_UNAVAILABLE, and all may be replaced all the same; NOT_DURABLE. Up to 4096 values of all columns
+                together are replaced at once, more in parts: those before the one that failed stay replaced.
         """
         if self.logged:
             updated, gone = await self._commit.update_columns(self, keys, columns)

@@ -242,6 +242,6 @@ def test_items_are_drawn_as_often_as_allowed_and_no_more(client: ReplayClient, m
     assert "nothing that may be drawn" in info.sample_blocked_because
     with pytest.raises(ReplayTimeout):
         client.sample(config.name, 1, {"action": 1}, timeout=0.5)
-    with pytest.raises(ReplayError, match="at most 2000 positions") as caught:
+    with pytest.raises(ReplayError, match="gives out at most 2000 positions") as caught:
         client.sample(config.name, 2001, {"action": 1})
     assert caught.value.reason == "BAD_LENGTH"
