@@ -207,8 +207,11 @@ class EmbeddedRedis:
         self._written = 0
         # One file up to Redis 6, a folder of them since; the newest is the one that grows.
         files = [*self._directory.glob("appendonly.aof"), *self._directory.glob("appendonlydir/*.incr.aof")]
-        with contextlib.suppress(OSError), max(files, key=lambda file: file.stat().st_mtime).open("rb") as file:
-            os.posix_fadvise(file.fileno(), _CACHED_BYTES, 0, os.POSIX_FADV_DONTNEED)
+        with contextlib.suppress(OSError):
+            newest = max(files, key=lambda file: file.stat().st_mtime, default=None)
+            if newest is not None:
+                with newest.open("rb") as file:
+                    os.posix_fadvise(file.fileno(), _CACHED_BYTES, 0, os.POSIX_FADV_DONTNEED)
 
     def stop(self) -> None:
         """Let it flush and end; kill it if it does not end in time."""

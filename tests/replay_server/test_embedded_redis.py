@@ -143,6 +143,11 @@ def test_a_large_file_does_not_fill_the_page_cache(
     assert 3 << 20 < resident_bytes(file) < 8 << 20
 
 
+def test_a_file_that_is_gone_does_not_matter(tmp_path: Path) -> None:
+    """The data folder may be taken away while Redis still writes."""
+    EmbeddedRedis(tmp_path).note_written(64 << 20)
+
+
 def test_a_stop_ends_the_waiting(embedded: EmbeddedRedis) -> None:
     """Whoever waits for the data to be loaded is told so."""
     embedded.give_up_loading()
