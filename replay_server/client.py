@@ -155,8 +155,7 @@ class ReplayClient:
             timeout: in seconds.
         """
         request = frames.encode_insert_request(_names(table), trajectories, compress=self._compress)
-        # Said beforehand, so that the server need not keep room for the largest message while this one arrives.
-        size = ((codec.MESSAGE_BYTES_METADATA_KEY, str(len(request))),)
+        size = _size_metadata(len(request))
         answer = self._call(lambda seconds: self._insert(request, timeout=seconds, metadata=size), timeout)
         response = replay_pb2.InsertResponse.FromString(answer)
         return InsertResult(response.stored, response.duplicates)
@@ -202,7 +201,10 @@ class ReplayClient:
             timeout: in seconds.
         """
         request = codec.encode_update_columns_request(table, keys, columns)
-        response = self._call(lambda seconds: self._replay.UpdateColumns(request, timeout=seconds), timeout)
+        size = _size_metadata(request.ByteSize())
+        response = self._call(
+            lambda seconds: self._replay.UpdateColumns(request, timeout=seconds, metadata=size), timeout
+        )
         return UpdateResult(response.updated, response.evicted)
 
     def delete_trajectories(self, table: str, chosen: TrajectoryFilter, timeout: float = 60.0) -> int:
@@ -304,7 +306,9 @@ class ReplayClient:
             limit=limit,
             newest_first=newest_first,
         )
-        call = self._replay.ReadTrajectories(request, timeout=timeout)
+        call = self._connection.call(
+            lambda _: self._replay.ReadTrajectories(request, timeout=timeout), timeout, repeat=False
+        )
         try:
             while (part := self._connection.call(lambda _: next(call, None), timeout, repeat=False)) is not None:
                 yield from map(decode_stored_trajectory, part.trajectories)
@@ -450,6 +454,11 @@ def _is_local(address: str) -> bool:
 
 def _names(table: str | Sequence[str]) -> Sequence[str]:
     return (table,) if isinstance(table, str) else table
+
+
+def _size_metadata(num_bytes: int) -> tuple[tuple[str, str]]:
+    """Says beforehand how large a message is: the server then keeps no room for the largest while it arrives."""
+    return ((codec.MESSAGE_BYTES_METADATA_KEY, str(num_bytes)),)
 
 
 def _publication(header: weights_pb2.WeightsHeader, payload: bytes) -> Iterator[weights_pb2.PublishWeightsRequest]:

@@ -58,6 +58,14 @@ def test_what_is_read_is_what_was_inserted(client: ReplayClient, make_table: Mak
         next(client.read_trajectories("no-such-table"))
 
 
+def test_reading_with_a_closed_client_says_so(client: ReplayClient) -> None:
+    """As every other call."""
+    with ReplayClient(client.address) as closed:
+        reading = closed.read_trajectories("any")
+    with pytest.raises(ReplayError, match="the client is closed"):
+        next(reading)
+
+
 def test_several_tables_take_one_insert_and_give_one_batch(client: ReplayClient, make_table: MakeTable) -> None:
     """All of them store it; a mix says how many rows are whose."""
     both = [make_table().name, make_table().name]

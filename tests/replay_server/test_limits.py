@@ -154,6 +154,28 @@ def test_a_message_is_not_read_before_there_is_room_for_it(channel: grpc.Channel
         stop.set()
 
 
+def test_new_values_say_how_large_they_are(small: BoundAddresses, channel: grpc.Channel, client: ReplayClient) -> None:
+    """With room for half of the largest message, those of a kB need not wait for more."""
+    stop = threading.Event()
+
+    def nothing() -> Iterator[bytes]:
+        stop.wait()
+        yield from ()
+
+    insert = channel.stream_unary(SERVICE + "Insert")
+    sizes = (MIB, MIB, MIB // 2)
+    calls = [insert.future(nothing(), timeout=30, metadata=(("zero-message-bytes", str(size)),)) for size in sizes]
+    try:
+        until(lambda: in_flight(client) == sum(sizes))
+        with ReplayClient(small.address, repeat=False) as hasty:
+            values = {"data": np.ones((1, 1000), np.uint8)}
+            assert hasty.update_columns("free", np.array([1 << 63], np.uint64), values, timeout=5).evicted == 1
+    finally:
+        stop.set()
+        for call in calls:
+            call.cancel()
+
+
 def test_an_insert_waits_a_moment_for_room(channel: grpc.Channel, client: ReplayClient) -> None:
     """Each may be as large as a message until it has come: with no room for that it is not turned away at once."""
     stop = threading.Event()
