@@ -3,7 +3,7 @@
 import itertools
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, wait
+from concurrent.futures import Future
 from types import TracebackType
 from typing import Self, TypeVar, cast
 
@@ -14,7 +14,7 @@ from replay_server.answers import InsertResult, ServerInfo, UpdateResult
 from replay_server.client import ReplayClient
 from replay_server.credentials import Credentials
 from replay_server.insert_stream import InsertStream
-from replay_server.sharded_sampling import ShardedSampler, ShardedSampleStream
+from replay_server.sharded_sampling import ShardedSampler, ShardedSampleStream, results_of
 from replay_server.sharding import Placement, ShardedBatch, ShardedUpdates
 from replay_server.shards import Shards
 from zero.tables import RateLimiterConfig, TableConfig
@@ -99,7 +99,7 @@ class ShardedClient:
             )
             for shard, group in self._groups_of(trajectories).items()
         ]
-        return _sum_of(_all(results))
+        return _sum_of(results_of(results))
 
     def insert_stream(
         self, table: str | Sequence[str], *, in_flight: int = 8, max_bytes: int = 64 << 20, timeout: float = 60.0
@@ -138,7 +138,7 @@ class ShardedClient:
             values = {name: array[own] for name, array in arrays.items()}
             shard = self._shards.shards[number]
             updates.append(shard.inserting.submit(shard.patient.update_columns, table, key_array[own], values, timeout))
-        results = _all(updates)
+        results = results_of(updates)
         return UpdateResult(sum(result.updated for result in results), sum(result.evicted for result in results))
 
     def delete_trajectories(self, table: str, chosen: TrajectoryFilter, timeout: float = 60.0) -> int:
@@ -200,7 +200,7 @@ class ShardedClient:
         return self._placement.groups(trajectories, self._shards.is_alive)
 
     def _on_all(self, call: Callable[[ReplayClient], Result]) -> list[Result]:
-        return _all([shard.inserting.submit(call, shard.patient) for shard in self._shards.shards])
+        return results_of([shard.inserting.submit(call, shard.patient) for shard in self._shards.shards])
 
 
 class ShardedInsertStream:
@@ -248,12 +248,6 @@ class ShardedInsertStream:
                 self.flush()
         finally:
             self.close()
-
-
-def _all(results: Sequence[Future[Result]]) -> list[Result]:
-    """All results, when all have ended; raises the first error."""
-    wait(results)
-    return [result.result() for result in results]
 
 
 def _sum_of(results: Sequence[InsertResult]) -> InsertResult:

@@ -3,11 +3,11 @@
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from collections.abc import Mapping, Sequence
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from types import TracebackType
-from typing import Self, cast
+from typing import Self, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,8 @@ from replay_server.sharding import Part, ShardedBatch, ShardedUpdates, Share, jo
 from replay_server.shards import Shards
 from zero.trajectories import PriorityUpdates, SampleSpec
 from zero.wire.codec import Reason, as_array
+
+Result = TypeVar("Result")
 
 _HELD = (Reason.RATE_LIMITED, Reason.TOO_BUSY)
 _REQUEST_SECONDS = 2.0
@@ -77,7 +79,7 @@ class ShardedSampler:
             for number, own in _by_shard(updates).items()
             if (shard := self._shards.shards[number]).info is not None
         ]
-        results = [call.result() for call in calls]
+        results = results_of(calls)
         return UpdateResult(sum(result.updated for result in results), sum(result.evicted for result in results))
 
     def _draw_once(
@@ -103,6 +105,8 @@ class ShardedSampler:
         for number, call in calls.items():
             try:
                 part = call.result()
+            except CancelledError:
+                raise closed_error() from None
             except ReplayTimeout as error:
                 failure = error
                 if error.reason not in _HELD and time.monotonic() < deadline:
@@ -221,6 +225,27 @@ class ShardedSampleStream:
             np.concatenate([updates.priorities for updates in held]),
             np.concatenate([updates.shards for updates in held]),
         )
+
+
+def results_of(calls: Sequence[Future[Result]]) -> list[Result]:
+    """All results of calls on threads of shards, when all have ended.
+
+    Raises:
+        ReplayError: the client was closed before one had begun.
+        Exception: the first that a call raised.
+    """
+    # Not wait(): it takes no notice of calls that are cancelled.
+    errors = [error for call in calls if (error := _error_of(call)) is not None]
+    if errors:
+        raise errors[0]
+    return [call.result() for call in calls]
+
+
+def _error_of(call: Future[Result]) -> BaseException | None:
+    try:
+        return call.exception()
+    except CancelledError:
+        return closed_error()
 
 
 def _by_shard(updates: ShardedUpdates | None) -> dict[int, PriorityUpdates]:

@@ -287,6 +287,26 @@ def test_a_closed_client_says_so(addresses: list[str]) -> None:
         assert caught.value.reason == "CANCELLED"
 
 
+def test_closing_ends_calls_that_have_not_begun(addresses: list[str]) -> None:
+    """More than a server is sent at once: those that wait for their turn fail as those that wait for the server."""
+    limits = RateLimiterConfig(min_size_to_sample=5, queue_size=5)
+    with (
+        ShardedClient(addresses[:1]) as sharded,
+        ReplayClient(addresses[0]) as client,
+        ThreadPoolExecutor(24) as callers,
+    ):
+        client.create_table(table_config("turns", rate_limiter=limits, durability=Durability.MEMORY))
+        client.create_table(table_config("empty", durability=Durability.MEMORY))
+        client.insert("turns", [played(0)])
+        calls = [callers.submit(sharded.insert, "turns", [played(n)], 30) for n in range(1, 13)]
+        calls += [callers.submit(sharded.sample, "empty", 1, {"reward": 1}, timeout=30) for _ in range(12)]
+        shard = sharded._shards.shards[0]
+        wait_until(lambda: [threads._work_queue.qsize() for threads in (shard.inserting, shard.drawing)] == [4, 4])
+        sharded.close()
+        errors = [call.exception(timeout=10) for call in calls]
+    assert [getattr(error, "reason", error) for error in errors] == ["CANCELLED"] * 24
+
+
 # --- a server dies ---
 
 
