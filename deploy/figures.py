@@ -4,7 +4,7 @@ import math
 from bisect import bisect_right
 from collections import defaultdict, deque
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 from deploy.scrape import Scrape, Series
@@ -38,6 +38,9 @@ COUNTERS = (
 )
 
 NOT_YET = float("nan")
+
+_COUNT_OF = {SCORE_SUM: SCORE_COUNT}
+"""What may fall while its process lives, and the counter beside it that cannot."""
 
 
 @dataclass(frozen=True)
@@ -83,9 +86,10 @@ class Figures:
 
 
 class CounterTotals:
-    """Sums counters over processes so that a restart never lowers the sum.
+    """Sums counters over processes so that what a process has counted still counts after its restart.
 
-    As in Prometheus, a series counts from its first value on, and a value below the one before is a restart from 0.
+    As in Prometheus, a series counts from its first value on, and a value below the one before is a restart from 0. A
+    sum of scores below 0 falls without one: its process has restarted if the number of these scores fell.
     """
 
     def __init__(self) -> None:
@@ -95,11 +99,13 @@ class CounterTotals:
     def update(self, scrape: Scrape, names: Iterable[str]) -> dict[str, float]:
         """Take in a scrape; returns the total of every name so far."""
         wanted = set(names)
-        for series, value in scrape.values.items():
-            if series.name in wanted:
-                last = self._last.get(series, value)
-                self._totals[series.name] += value - last if value >= last else value
-                self._last[series] = value
+        followed = wanted | {_COUNT_OF[name] for name in wanted & _COUNT_OF.keys()}
+        now = {series: value for series, value in scrape.values.items() if series.name in followed}
+        for series, value in now.items():
+            counter = replace(series, name=_COUNT_OF.get(series.name, series.name))
+            has_restarted = now.get(counter, math.inf) < self._last.get(counter, -math.inf)
+            self._totals[series.name] += value if has_restarted else value - self._last.get(series, value)
+        self._last.update(now)
         return {name: self._totals[name] for name in wanted}
 
 

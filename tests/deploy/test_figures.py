@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deploy.figures import GAMES, CounterTotals, RunFigures, ScoreHistory
+from deploy.figures import GAMES, SCORE_COUNT, SCORE_SUM, CounterTotals, RunFigures, ScoreHistory
 from deploy.scrape import Scrape, Series, Target
 
 
@@ -51,6 +51,25 @@ def test_a_lower_value_at_the_same_address_is_a_restart_from_zero() -> None:
     for value in (100.0, 150.0, 20.0):
         total = totals.update(Scrape(0.0, {actor_series(GAMES): value}), [GAMES])[GAMES]
     assert total == 50 + 20
+
+
+def test_a_sum_of_scores_that_falls_is_no_restart() -> None:
+    """Games may be lost, with scores below 0; a restart is told by the number of games, wherever it stands."""
+    totals = CounterTotals()
+    counted = (
+        (10.0, 10.0),
+        (7.0, 13.0),
+        (-2.0, 20.0),
+        (1.0, 3.0),
+        (3.0, 3.0),
+    )  # sums and counts; the last two start anew
+    for sums_first in (True, False):
+        totals = CounterTotals()
+        for score_sum, score_count in counted:
+            series = [(actor_series(SCORE_SUM), score_sum), (actor_series(SCORE_COUNT), score_count)]
+            scrape = Scrape(0.0, dict(series if sums_first else series[::-1]))
+            total = totals.update(scrape, [SCORE_SUM, SCORE_COUNT])
+        assert (total[SCORE_SUM], total[SCORE_COUNT]) == (-12.0 + 1.0 + 2.0, 10.0 + 3.0)
 
 
 def test_rates_are_means_over_the_window_and_outlive_a_silent_process() -> None:
