@@ -242,8 +242,8 @@ class ServedTable:
         """Replace values [N, *shape] of the steps that keys [N] name; how many were, and how many are not stored.
 
         Raises:
-            Refusal: STORE_UNAVAILABLE, and all may be replaced all the same; NOT_DURABLE. Up to 4096 values of all columns
-                together are replaced at once, more in parts: those before the one that failed stay replaced.
+            Refusal: NOT_DURABLE; STORE_UNAVAILABLE, and they may be replaced all the same. More than 4096 values, all
+                columns together, are replaced in parts: those before the one that failed stay replaced.
         """
         if self.logged:
             updated, gone = await self._commit.update_columns(self, keys, columns)
