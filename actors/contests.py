@@ -68,9 +68,9 @@ class Evaluation:
     Args:
         config: the experiment.
         num_games: per contest.
-        baselines: names of players that need no network, as `make_baseline` takes them; None for those of the game
-            that are quick.
-        simulations: besides the experiment's own, numbers of simulations per move to search with; the players are
+        baselines: names of players that need no network, as `make_baseline` takes them; None for the experiment's, or
+            else those of the game that are quick.
+        simulations: besides those of the experiment, numbers of simulations per move to search with; the players are
             called "search-N".
 
     Raises:
@@ -87,12 +87,19 @@ class Evaluation:
         self._config = config
         self._game: Game = make_game(config.game.name, config.game.options)
         self._num_games = num_games
-        self._simulations = tuple(simulations)
-        names = default_baselines(self._game) if baselines is None else tuple(dict.fromkeys(baselines))
+        self._simulations = (*config.evaluation.simulations, *simulations)
+        if baselines is None:
+            baselines = config.evaluation.baselines or default_baselines(self._game)
+        names = tuple(dict.fromkeys(baselines))
         if not names and self._game.num_players == 2:
             raise GameError("a game for two players is evaluated against baselines: name at least one")
         self._baselines = {name: make_baseline(name, self._game) for name in names}
         self._results: dict[Contest, NDArray[np.float64]] = {}
+
+    @property
+    def baseline_names(self) -> tuple[str, ...]:
+        """Names of the players that need no network."""
+        return tuple(self._baselines)
 
     @property
     def network_names(self) -> tuple[str, ...]:

@@ -5,11 +5,13 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from threading import Event
 
 import torch
 
-from actors.contests import Contest, Evaluation, EvaluationReport, OnGames
+from actors.best_weights import BestWeights, Candidate
+from actors.contests import SEARCH, Contest, Evaluation, EvaluationReport, OnGames
 from actors.evaluator_metrics import EvaluatorMetrics
 from actors.weights_client import WeightsClient
 from replay_server.client import ReplayClient, registered_process
@@ -28,8 +30,9 @@ class EvaluatorSettings:
         metrics_host: interface that serves /metrics.
         metrics_port: its port; 0 takes a free one.
         credentials: for the replay server.
-        baselines: names of baselines to measure too; None for those of the game that are quick.
-        simulations: numbers of simulations per move to search with, besides the experiment's own.
+        baselines: names of baselines to measure too; None for the experiment's.
+        simulations: numbers of simulations per move to search with, besides those of the experiment.
+        run_dir: the run's folder, whose subfolder keeps the best weights; None keeps none.
     """
 
     replay_address: str
@@ -38,6 +41,7 @@ class EvaluatorSettings:
     credentials: Credentials = Credentials()  # noqa: RUF009 -- frozen
     baselines: tuple[str, ...] | None = None
     simulations: tuple[int, ...] = ()
+    run_dir: Path | None = None
 
 
 def evaluate_weights(evaluation: Evaluation, payload: bytes, on_games: OnGames) -> EvaluationReport:
@@ -63,44 +67,86 @@ def run_evaluator(config: ExperimentConfig, settings: EvaluatorSettings, stop: E
 
     Raises:
         ConfigError, GameError: the experiment cannot be built.
+        BestWeightsError: the best weights in the run's folder are damaged, or of another game or network.
         ReplayError: the replay server refused.
+        WeightsMismatchError: the published weights are of another network.
     """
     torch.set_num_threads(1)
     evaluation = Evaluation(config, config.evaluation.num_games, settings.baselines, settings.simulations)
-    metrics = EvaluatorMetrics()
-
-    def end_if_stopped(_: Contest, __: int) -> None:
-        if stop.is_set():
-            raise _StoppedError
-
+    best = None
+    if settings.run_dir is not None:
+        best = BestWeights(settings.run_dir / "best", config, evaluation.baseline_names)
+    loop = EvaluatorLoop(evaluation, best, EvaluatorMetrics(), config.evaluation.interval_seconds)
     with (
         ReplayClient(settings.replay_address, credentials=settings.credentials) as client,
         registered_process(
-            client, "evaluator", "evaluator", metrics.registry, settings.metrics_host, settings.metrics_port
+            client, "evaluator", "evaluator", loop.metrics.registry, settings.metrics_host, settings.metrics_port
         ),
         closing(WeightsClient(client)) as weights_client,
-        suppress(_StoppedError),
     ):
-        _measure(evaluation, evaluation.measure_baselines(end_if_stopped), metrics)
-        while not stop.wait(config.evaluation.interval_seconds):
-            weights = weights_client.wait_for_newer(stop)
-            if weights is None:
-                return
-            started = time.monotonic()
-            _measure(evaluation, evaluation.measure_network(weights.payload, end_if_stopped), metrics)
-            metrics.evaluations.inc()
-            metrics.evaluation_seconds.set(time.monotonic() - started)
-            metrics.weights_version.set(weights.version)
+        loop.run(weights_client, stop)
+
+
+class EvaluatorLoop:
+    """One evaluator's way through its run: measure, show, keep the best.
+
+    Args:
+        evaluation: whom to measure on which games.
+        best: where the best weights are kept; None for nowhere.
+        metrics: where to show what came of it.
+        interval_seconds: between evaluations.
+    """
+
+    def __init__(
+        self, evaluation: Evaluation, best: BestWeights | None, metrics: EvaluatorMetrics, interval_seconds: float
+    ) -> None:
+        self.metrics = metrics
+        self._evaluation = evaluation
+        self._best = best
+        self._interval_seconds = interval_seconds
+
+    def run(self, weights_client: WeightsClient, stop: Event) -> None:
+        """Measure until `stop`."""
+
+        def end_if_stopped(_: Contest, __: int) -> None:
+            if stop.is_set():
+                raise _StoppedError
+
+        with suppress(_StoppedError):
+            self._measure(self._evaluation.measure_baselines(end_if_stopped))
+            if self._best is not None and self._best.outdated is not None:
+                # Scores by another measure do not compare: what was best is measured again.
+                self._measure_weights(self._best.outdated, end_if_stopped)
+            self._show_best()
+            while not stop.wait(self._interval_seconds):
+                weights = weights_client.wait_for_newer(stop)
+                if weights is None:
+                    return
+                candidate = Candidate(weights.payload, weights.training_step, weights.version)
+                self._measure_weights(candidate, end_if_stopped)
+
+    def _measure_weights(self, candidate: Candidate, on_games: OnGames) -> None:
+        started = time.monotonic()
+        self._measure(self._evaluation.measure_network(candidate.payload, on_games))
+        self.metrics.evaluations.inc()
+        self.metrics.evaluation_seconds.set(time.monotonic() - started)
+        self.metrics.weights_version.set(candidate.weights_version)
+        if self._best is not None and self._best.offer(candidate, self._evaluation.report().scores[SEARCH]):
+            logger.info("training step %d is the best so far", candidate.training_step)
+            self._show_best()
+
+    def _measure(self, contests: Iterator[Contest]) -> None:
+        """Play contests and show what came of each at once."""
+        for contest in contests:
+            report = self._evaluation.report()
+            self.metrics.show(report)
+            score = report.contests[contest]
+            logger.info("%s: %.2f ± %.2f on %d games", contest, score.mean, score.standard_error, score.num_games)
+
+    def _show_best(self) -> None:
+        if self._best is not None and self._best.manifest is not None:
+            self.metrics.show_best(self._best.manifest)
 
 
 class _StoppedError(Exception):
     """The role ends in the middle of an evaluation."""
-
-
-def _measure(evaluation: Evaluation, contests: Iterator[Contest], metrics: EvaluatorMetrics) -> None:
-    """Play contests and show what came of each at once."""
-    for contest in contests:
-        report = evaluation.report()
-        metrics.show(report)
-        score = report.contests[contest]
-        logger.info("%s: %.2f ± %.2f on %d games", contest, score.mean, score.standard_error, score.num_games)

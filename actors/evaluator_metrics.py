@@ -2,6 +2,7 @@
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
+from actors.best_weights import BestManifest
 from actors.contests import EvaluationReport
 
 
@@ -23,6 +24,18 @@ class EvaluatorMetrics:
         self.weights_version = Gauge(
             "zero_evaluator_weights_version", "Version of the weights measured last.", registry=self.registry
         )
+        self.best_score = Gauge(
+            "zero_evaluator_best_score",
+            "Score of the best weights, which the run's folder keeps; NaN before any.",
+            registry=self.registry,
+        )
+        self.best_score.set(float("nan"))
+        self.best_training_step = Gauge(
+            "zero_evaluator_best_training_step",
+            "Optimizer updates that the best weights had; NaN before any.",
+            registry=self.registry,
+        )
+        self.best_training_step.set(float("nan"))
         self.evaluations = Counter("zero_evaluator_evaluations", "Evaluations finished.", registry=self.registry)
         self.evaluation_seconds = Gauge(
             "zero_evaluator_evaluation_seconds", "Duration of the last evaluation.", registry=self.registry
@@ -40,6 +53,11 @@ class EvaluatorMetrics:
         for player, rating in report.ratings.items():
             self.rating.labels(player).set(rating.elo)
             self.rating_standard_error.labels(player).set(rating.standard_error)
+
+    def show_best(self, best: BestManifest) -> None:
+        """Set what is known of the best weights."""
+        self.best_score.set(best.score)
+        self.best_training_step.set(best.training_step)
 
     def _gauge(self, noun: str, text: str, *more_labels: str) -> Gauge:
         return Gauge(f"zero_evaluator_{noun}", text, ["player", *more_labels], registry=self.registry)

@@ -58,6 +58,12 @@ def _minutes(value: float) -> float:
     return value
 
 
+def _latest_or_best(value: str) -> str:
+    if value not in {"latest", "best"}:
+        raise typer.BadParameter(f"must be latest or best, got {value!r}")
+    return value
+
+
 def _host_for_others(value: str) -> str:
     if value.strip("[]") in WILDCARD_HOSTS:
         raise typer.BadParameter(
@@ -154,10 +160,10 @@ def train(  # noqa: PLR0913, PLR0917 - one parameter per option, as typer wants 
         )
         folder = RunFolder(resume.absolute())
         config = folder.config()
-        check_experiment(config)
+        _check(config)
     else:
         config = load_experiment(experiment, overrides or [])
-        check_experiment(config)
+        _check(config)
         folder = create_run_folder(run_dir or _new_run_dir(config.name))
     from deploy.launch import TrainOptions  # noqa: PLC0415 - imports Ray
     from deploy.launch import train as train_run  # noqa: PLC0415
@@ -266,17 +272,23 @@ def actor(  # noqa: PLR0913, PLR0917 - one parameter per option, as typer wants 
 @app.command()
 def evaluate(  # noqa: PLR0913, PLR0917 - one parameter per option, as typer wants it
     context: typer.Context,
-    run: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Measure the newest checkpoint of this run once, and end.")
-    ] = None,
+    run: Annotated[Path | None, typer.Option(metavar="DIR", help="Measure this run once, and end.")] = None,
+    weights: Annotated[
+        str,
+        typer.Option(
+            callback=_latest_or_best,
+            metavar="latest|best",
+            help="Of --run: the newest checkpoint, or what its evaluator scored highest.",
+        ),
+    ] = "latest",
     games: Annotated[int, typer.Option(min=1, help="Fixed seeds to play with --run, per player or pair.")] = 256,
     baselines: Annotated[
         list[str] | None,
         typer.Option(
             "--baseline",
             metavar="NAME",
-            help="Measure this one too, instead of those of the game: random, greedy, line-fill, mobility, perfect, "
-            "flat-N (random games per action), mcts-N (per move); repeatable.",
+            help="Measure this one too, instead of those of the experiment: random, greedy, line-fill, mobility, "
+            "perfect, flat-N (random games per action), mcts-N (per move); repeatable.",
         ),
     ] = None,
     simulations: Annotated[
@@ -285,6 +297,7 @@ def evaluate(  # noqa: PLR0913, PLR0917 - one parameter per option, as typer wan
     ] = None,
     experiment: Experiment = "triangle",
     overrides: Overrides = None,
+    run_dir: RunDir = MANUAL_RUN,
     replay_address: ReplayAddress = DEFAULT_ADDRESS,
     tls_ca: TlsCa = None,
     tls_certificate: TlsCertificate = None,
@@ -297,23 +310,28 @@ def evaluate(  # noqa: PLR0913, PLR0917 - one parameter per option, as typer wan
 ) -> None:
     """Measure a run on fixed seeds, once; or without --run be the evaluator, which measures new weights at intervals.
 
-    With --run, --set changes the config that the run has, for example how deep the search goes.
+    With --run, --set changes the config that the run has, for example how deep the search goes. As the evaluator it
+    keeps the weights whose search scored highest in the folder `best` of --run-dir.
 
-    Examples: `zero evaluate --run runs/manual --simulations 128 --baseline mobility` and
+    Examples: `zero evaluate --run runs/manual --weights best --simulations 128 --baseline mobility` and
     `zero evaluate --replay-address 127.0.0.1:8470`
     """
     if run is not None:
-        from deploy.evaluate import evaluate_run  # noqa: PLC0415 - imports torch
+        from deploy.evaluate import Measurement, WhichWeights, evaluate_run  # noqa: PLC0415 - imports torch
 
         _refuse_beside(
             "--run: a run is measured by the config it has", {"--experiment": _is_given(context, "experiment")}
         )
-        evaluate_run(run, overrides or [], games, Console(), baselines, simulations or ())
+        measurement = Measurement(games, baselines, simulations or (), WhichWeights(weights))
+        evaluate_run(run, overrides or [], measurement, Console())
         return
+    _refuse_beside(
+        "the evaluator, which measures new weights: give --run", {"--weights": _is_given(context, "weights")}
+    )
     config = load_experiment(experiment, overrides or [])
     assignment = Assignment(
         Role.EVALUATOR,
-        MANUAL_RUN,
+        run_dir.absolute(),
         host=host,
         metrics_port=metrics_port,
         replay_address=replay_address,
@@ -331,7 +349,7 @@ def show_config(experiment: Experiment = "triangle", overrides: Overrides = None
     Example: `zero config --experiment tic_tac_toe --set learner.batch_size=128 > mine.toml`
     """
     config = load_experiment(experiment, overrides or [])
-    check_experiment(config)
+    _check(config)
     typer.echo(config_to_toml(config), nl=False)
 
 
@@ -340,6 +358,22 @@ def program_as_typed(argv0: str) -> str:
     if Path(argv0).name != "zero" or shutil.which("zero") == argv0:
         return "zero"
     return shlex.quote(argv0)
+
+
+def _check(config: ExperimentConfig) -> None:
+    """Build what the config names once, before anything is started."""
+    check_experiment(config)
+    if config.evaluation.baselines:
+        from actors.baselines import make_baseline  # noqa: PLC0415 - imports torch
+        from zero.games.game import GameError  # noqa: PLC0415
+        from zero.games.registry import make_game  # noqa: PLC0415
+
+        game = make_game(config.game.name, config.game.options)
+        try:
+            for name in config.evaluation.baselines:
+                make_baseline(name, game)
+        except GameError as error:
+            raise DeployError(f"evaluation.baselines: {error}", BAD_INPUT) from None
 
 
 def _be(assignment: Assignment, config: ExperimentConfig, log_level: str) -> None:

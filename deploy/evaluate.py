@@ -1,19 +1,23 @@
-"""Measures a run once, from its newest checkpoint, and prints what came of it."""
+"""Measures a run once, by its newest or its best weights, and prints what came of it."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
+from typing import NamedTuple
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from actors.best_weights import BestWeightsError, read_best
 from actors.contests import POLICY, SEARCH, Contest, Evaluation, EvaluationReport
 from actors.evaluation import EvaluationScore
 from actors.evaluator import evaluate_weights
 from deploy.errors import BAD_INPUT, DeployError
 from deploy.roles import check_experiment
 from deploy.run_folder import RunFolder
-from learner.checkpoint import Checkpoint, CheckpointError, CheckpointStore
+from learner.checkpoint import CheckpointError, CheckpointStore
 from zero.config import ExperimentConfig
 from zero.games.game import GameError
 
@@ -31,44 +35,61 @@ DESCRIPTIONS = {
 """Of the players by name, or by what stands before the number in it."""
 
 
+class WhichWeights(StrEnum):
+    """Weights that a run keeps."""
+
+    LATEST = "latest"
+    BEST = "best"
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What is measured of a run.
+
+    Attributes:
+        num_games: seeds per player, or per pair.
+        baselines: names of baselines; None for the experiment's.
+        simulations: numbers of simulations per move to search with, besides those of the experiment.
+        weights: which of the run.
+    """
+
+    num_games: int
+    baselines: Sequence[str] | None = None
+    simulations: Sequence[int] = ()
+    weights: WhichWeights = WhichWeights.LATEST
+
+
 def evaluate_run(
-    run_dir: Path,
-    overrides: Sequence[str],
-    num_games: int,
-    console: Console,
-    baselines: Sequence[str] | None = None,
-    simulations: Sequence[int] = (),
+    run_dir: Path, overrides: Sequence[str], measurement: Measurement, console: Console
 ) -> Mapping[str, EvaluationScore]:
-    """Play `num_games` fixed seeds with every player, or for each pair of a game for two; prints tables.
+    """Play fixed seeds with every player, or for each pair of a game for two; prints tables.
 
     Args:
         run_dir: the run's folder.
         overrides: `section.key=value`, of the run's config.
-        num_games: seeds per player, or per pair.
+        measurement: of what.
         console: where to print.
-        baselines: names of baselines; None for those of the game that are quick.
-        simulations: numbers of simulations per move to search with, besides the run's own.
 
     Returns:
         The scores, by player.
 
     Raises:
-        DeployError: no run, no checkpoint, or one that does not fit; no such baseline.
+        DeployError: no run, no such weights, or some that do not fit; no such baseline.
     """
     folder = RunFolder(run_dir.absolute())
     config = folder.config(overrides)
     check_experiment(config)
-    checkpoint = _newest(folder, config)
+    found = _weights(folder, config, measurement.weights)
     try:
-        evaluation = Evaluation(config, num_games, baselines, simulations)
+        evaluation = Evaluation(config, measurement.num_games, measurement.baselines, measurement.simulations)
     except GameError as error:
         raise DeployError(str(error), BAD_INPUT) from error
     console.print(
-        f"==> Evaluating {config.name} at training step {checkpoint.training_step:,} "
-        f"on {num_games} fixed seeds, {config.search.num_simulations} simulations per move",
+        f"==> Evaluating {config.name} at training step {found.training_step:,} ({measurement.weights}) "
+        f"on {measurement.num_games} fixed seeds, {config.search.num_simulations} simulations per move",
         highlight=False,
     )
-    report = _measure(evaluation, checkpoint.model, num_games, console)
+    report = _measure(evaluation, found.payload, measurement.num_games, console)
     if report.ratings:
         console.print(_results_table(report))
         console.print(_ratings_table(report))
@@ -77,14 +98,27 @@ def evaluate_run(
     return report.scores
 
 
-def _newest(folder: RunFolder, config: ExperimentConfig) -> Checkpoint:
+class _Weights(NamedTuple):
+    """A safetensors file and the optimizer updates that made it."""
+
+    payload: bytes
+    training_step: int
+
+
+def _weights(folder: RunFolder, config: ExperimentConfig, which: WhichWeights) -> _Weights:
     try:
+        if which is WhichWeights.BEST:
+            best = read_best(folder.best, config)
+            if best is None:
+                raise DeployError(f"{folder.path} holds no best weights: no evaluator has measured any yet", BAD_INPUT)
+            manifest, payload = best
+            return _Weights(payload, manifest.training_step)
         checkpoint = CheckpointStore(folder.checkpoints).newest(config)
-    except CheckpointError as error:
+    except (BestWeightsError, CheckpointError) as error:
         raise DeployError(str(error), BAD_INPUT) from error
     if checkpoint is None:
         raise DeployError(f"{folder.path} holds no checkpoint yet; train it first", BAD_INPUT)
-    return checkpoint
+    return _Weights(checkpoint.model, checkpoint.training_step)
 
 
 def _measure(evaluation: Evaluation, payload: bytes, num_games: int, console: Console) -> EvaluationReport:

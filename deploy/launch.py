@@ -289,6 +289,7 @@ def closing_lines(folder: RunFolder, run_figures: RunFigures, figures: Figures |
         f"    run               {folder.path}",
         f"    metrics           {folder.metrics_file}",
         f"    checkpoint        {checkpoints[-1] if checkpoints else 'none yet'}",
+        *([f"    best weights      {folder.best}"] if folder.best.exists() else []),
         "==> Next",
         f"    {program} evaluate --run {folder.path}    measures it on fixed seeds",
         f"    {program} train --resume {folder.path}    goes on from here",

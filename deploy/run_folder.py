@@ -38,6 +38,11 @@ class RunFolder:
         return self.path / "checkpoints"
 
     @property
+    def best(self) -> Path:
+        """The weights that the evaluator scored highest."""
+        return self.path / "best"
+
+    @property
     def replay(self) -> Path:
         """The replay server's data."""
         return self.path / "replay"

@@ -1,7 +1,6 @@
 """Checkpoints of the learner: complete or absent, hashed, without pickle, the newest few kept."""
 
 import hashlib
-import json
 import logging
 import os
 import shutil
@@ -13,7 +12,7 @@ import safetensors.torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
-from zero.config import ExperimentConfig
+from zero.config import ExperimentConfig, describe_difference
 
 logger = logging.getLogger(__name__)
 
@@ -161,13 +160,13 @@ def _read(folder: Path) -> tuple[Checkpoint, dict[str, Any]]:
 
 
 def _refuse_other_config(saved: dict[str, Any], config: ExperimentConfig) -> None:
-    current = config.model_dump(mode="json")
-    for section in ("game", "network"):
-        if saved.get(section) != current[section]:
-            raise CheckpointError(
-                f"the checkpoint was trained with {section} {json.dumps(saved.get(section))}, "
-                f"the config says {json.dumps(current[section])}; use the run's own config or start a new run"
-            )
+    sections = ("game", "network")
+    kept = {section: saved.get(section, {}) for section in sections}
+    difference = describe_difference(
+        kept, config.model_dump(mode="json", include=set(sections)), "the checkpoint was made"
+    )
+    if difference:
+        raise CheckpointError(f"{difference}; use the run's own config or start a new run")
 
 
 def _write_flushed(path: Path, payload: bytes) -> None:

@@ -1,6 +1,8 @@
 """What is learned: the experiment config, read from TOML, checked, frozen, copied into the run."""
 
+import json
 import tomllib
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -195,13 +197,18 @@ class EvaluationConfig(Section):
 
     Attributes:
         interval_seconds: between evaluations.
-        num_games: per player.
+        num_games: per player, or per pair in a game for two.
         seed: of the first game; the others follow.
+        baselines: names of the players to measure besides, the weakest first, such as "mobility" or "mcts-1000"; none
+            for those of the game that are quick.
+        simulations: numbers of simulations per move to search with, besides search.num_simulations.
     """
 
     interval_seconds: PositiveFloat = 60.0
     num_games: PositiveInt = 32
     seed: Seed = 1_000_000
+    baselines: tuple[str, ...] = ()
+    simulations: tuple[PositiveInt, ...] = ()
 
 
 class ExperimentConfig(Section):
@@ -272,6 +279,36 @@ def parse_config(text: str, overrides: list[str]) -> ExperimentConfig:
         return ExperimentConfig.model_validate(values)
     except ValidationError as error:
         raise ConfigError(_one_line(error)) from None
+
+
+def describe_difference(saved: Mapping[str, Any], current: Mapping[str, Any], made: str) -> str:
+    """The first setting in which two configs, or the same parts of them, differ, in words; empty if none does.
+
+    Args:
+        saved: of something kept, as JSON data.
+        current: as JSON data.
+        made: how the text begins, for example "the checkpoint was made".
+    """
+    before, now = _by_path(saved), _by_path(current)
+    different = [path for path in {**now, **before} if before.get(path) != now.get(path)]
+    if not different:
+        return ""
+    path, more = different[0], len(different) - 1
+    return (
+        f"{made} with {path} {before.get(path, 'unset')}, the config says {now.get(path, 'unset')}"
+        f"{f' (and {more} more)' if more else ''}"
+    )
+
+
+def _by_path(section: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """All values below a section, as JSON, by their dotted path."""
+    values: dict[str, str] = {}
+    for key, value in section.items():
+        if isinstance(value, Mapping):
+            values |= _by_path(value, f"{prefix}{key}.")
+        else:
+            values[f"{prefix}{key}"] = json.dumps(value)
+    return values
 
 
 def _apply_override(values: dict[str, Any], override: str) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from deploy.evaluate import evaluate_run
+from deploy.evaluate import Measurement, evaluate_run
 
 ROOT = Path(__file__).parents[2]
 EARLY_SECONDS = 60.0
@@ -46,7 +46,7 @@ def main() -> None:
             run_dir = Path(folder) / "run"
             train(run_dir, seed, options.minutes, options.overrides)
             early, last = figures(run_dir, EARLY_SECONDS), figures(run_dir, float("inf"))
-            scores = evaluate_run(run_dir, options.games, Console(quiet=True))
+            scores = evaluate_run(run_dir, [], Measurement(options.games), Console(quiet=True))
         policy, search = scores["policy"], scores["search"]
         print(
             f"seed {seed}: self-play at 60 s {early['recent_score']:.1f}, at the end {last['recent_score']:.1f}; "

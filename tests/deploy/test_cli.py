@@ -7,8 +7,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from actors.best_weights import BestWeights, Candidate
+from actors.evaluation import EvaluationScore
 from deploy.cli import app, main, program_as_typed
 from deploy.experiment_files import load_experiment
 from deploy.figures import RunFigures
@@ -54,6 +57,9 @@ BAD_INPUT = {
     "table that cannot work": (["--set", "replay.min_size_to_sample=200000"], "exceeds capacity"),
     "unknown game": (["--set", "game.name=chess"], "unknown game 'chess'; known: connect_four, tic_tac_toe, triangle"),
     "unknown game option": (["--set", "game.options.size=3"], "size"),
+    "unknown baseline": (["--set", 'evaluation.baselines=["random","gnu"]'], "baselines: there is no baseline 'gnu'"),
+    "baseline of another game": (["--set", 'evaluation.baselines=["mcts-10"]'], "two players without chance only"),
+    "no simulations": (["--set", "evaluation.simulations=[0]"], "evaluation.simulations.0"),
     "unknown experiment": (["--experiment", "chess"], "'chess'"),
     "folder as experiment": (["--experiment", "."], "Is a directory"),
 }
@@ -213,13 +219,70 @@ def test_evaluate_measures_a_run_with_the_overrides_given(run: Run, tmp_path: Pa
     evaluate = ["evaluate", "--run", "run", "--games", "2", "--set"]
     code, out, _ = run(*evaluate, "search.num_simulations=3")
     assert code == 0
-    assert "training step 7 on 2 fixed seeds, 3 simulations" in " ".join(out.split())
+    assert "training step 7 (latest) on 2 fixed seeds, 3 simulations" in " ".join(out.split())
     code, _, err = run(*evaluate, "network.channels=8")
     assert code == 2
-    assert "the checkpoint was trained with network" in err
+    assert "the checkpoint was made with network.channels 4, the config says 8" in err
+    code, _, err = run(*evaluate, "game.name=connect_four")
+    assert code == 2
+    assert 'was made with game.name "tic_tac_toe", the config says "connect_four"' in err
     code, _, err = run(*evaluate, "search.simulations=3")
     assert code == 2
     assert "search.simulations: no such setting" in err
+
+
+def test_evaluate_measures_the_best_weights_of_a_run(run: Run, tmp_path: Path) -> None:
+    """--weights best takes what the evaluator kept, and names what is missing, damaged or of another network."""
+    small = ["network.channels=4", "network.blocks=1", "self_play.max_moves=4", "search.num_simulations=2"]
+    config = load_experiment("tic_tac_toe", small)
+    folder = open_or_create_run_folder(tmp_path / "run", config)
+    evaluate = ["evaluate", "--run", "run", "--games", "2", "--weights", "best"]
+    code, _, err = run(*evaluate)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "holds no best weights: no evaluator has measured any yet" in err
+    weights = weights_to_bytes(make_network(make_game("tic_tac_toe", {}), config.network, 0))
+    score = EvaluationScore.of(np.zeros(4))
+    BestWeights(folder.best, config, ()).offer(Candidate(weights, 123, 45), score)
+    code, out, _ = run(*evaluate)
+    assert code == 0
+    assert "at training step 123 (best) on 2 fixed seeds" in " ".join(out.split())
+    code, _, err = run(*evaluate, "--set", "network.channels=8")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "the best weights were made with network.channels 4, the config says 8" in err
+    (found,) = folder.best.glob("*.safetensors")
+    found.write_bytes(weights[:-1])
+    code, _, err = run(*evaluate)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "does not match its sha256" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--run", "run", "--weights", "worst"], "must be latest or best, got 'worst'"),
+        (["--weights", "best"], "--weights does not go with the evaluator, which measures new weights: give --run"),
+    ],
+)
+def test_which_weights_is_said_of_a_run(run: Run, arguments: list[str], text: str) -> None:
+    """Anything else is refused in one line."""
+    code, _, err = run("evaluate", *arguments)
+    assert (code, err.count("\n")) == (2, 1)
+    assert text in err
+
+
+def test_a_game_that_breaks_its_contract_is_refused_by_the_command(run: Run, tmp_path: Path) -> None:
+    """In one line, with the rule that it breaks, before anything is started or written."""
+    (tmp_path / "mine.py").write_text(
+        "import numpy as np\n"
+        "from zero.games.tic_tac_toe import TicTacToe\n"
+        "class Endless(TicTacToe):\n"
+        "    def terminated(self, states):\n"
+        "        return np.zeros(len(states), np.bool_)\n"
+    )
+    for command in (["train"], ["config"], ["learner"], ["actor"], ["evaluate"]):
+        code, _, err = run(*command, "--set", "game.name=mine.py:Endless")
+        assert (code, err.count("\n")) == (2, 1)
+        assert "breaks the contract of games: exactly the positions that are not over have legal actions" in err
 
 
 def test_what_is_suggested_can_be_typed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

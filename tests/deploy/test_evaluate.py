@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from deploy.errors import BAD_INPUT, DeployError
-from deploy.evaluate import evaluate_run
+from deploy.evaluate import Measurement, evaluate_run
 from deploy.experiment_files import load_experiment
 from deploy.run_folder import open_or_create_run_folder
 from learner.checkpoint import Checkpoint, CheckpointStore
@@ -35,7 +35,7 @@ def run_of(tmp_path: Path) -> Callable[[str], Path]:
 
 def printed(run: Path, games: int, *baselines: str, simulations: tuple[int, ...] = ()) -> list[str]:
     console = Console(file=StringIO(), width=160)
-    evaluate_run(run, [], games, console, baselines or None, simulations)
+    evaluate_run(run, [], Measurement(games, baselines or None, simulations), console)
     text = console.file.getvalue() if isinstance(console.file, StringIO) else ""
     return text.splitlines()
 

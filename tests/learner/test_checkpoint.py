@@ -9,7 +9,7 @@ import torch
 from learner.checkpoint import MODEL_FILE, OPTIMIZER_FILE, CheckpointError, CheckpointStore
 from learner.learner import Learner, learning_rate
 from learner.losses import TrainingBatch
-from zero.config import ExperimentConfig, LearnerConfig, parse_config
+from zero.config import ExperimentConfig, LearnerConfig, SearchConfig, parse_config
 from zero.games.registry import make_game
 from zero.networks.weights import weights_to_bytes
 
@@ -147,12 +147,25 @@ def test_only_damaged_checkpoints_are_an_error(tmp_path: Path) -> None:
         store.newest(CONFIG)
 
 
-def test_another_network_is_refused_with_the_difference_named(tmp_path: Path) -> None:
-    """A checkpoint is not loaded into what it was not trained for."""
+@pytest.mark.parametrize(
+    ("section", "values", "difference"),
+    [
+        ("network", {"channels": 16}, "was made with network.channels 8, the config says 16;"),
+        ("network", {"blocks": 2, "channels": 4}, r"network.channels 8, the config says 4 \(and 1 more\);"),
+        ("game", {"name": "connect_four"}, 'was made with game.name "tic_tac_toe", the config says "connect_four";'),
+        ("game", {"options": {"size": 4}}, "was made with game.options.size unset, the config says 4;"),
+    ],
+)
+def test_another_game_or_network_is_refused_with_the_difference_named(
+    tmp_path: Path, section: str, values: dict, difference: str
+) -> None:
+    """A checkpoint is not loaded into what it was not trained for; how it is searched may change."""
     store = saved_store(tmp_path, steps=1)
-    other = CONFIG.model_copy(update={"network": CONFIG.network.model_copy(update={"channels": 16})})
-    with pytest.raises(CheckpointError, match="trained with network"):
+    other = CONFIG.model_copy(update={section: getattr(CONFIG, section).model_copy(update=values)})
+    with pytest.raises(CheckpointError, match=difference) as caught:
         store.newest(other)
+    assert "\n" not in str(caught.value)
+    assert store.newest(CONFIG.model_copy(update={"seed": 5, "search": SearchConfig(num_simulations=3)})) is not None
 
 
 def test_only_the_newest_are_kept(tmp_path: Path) -> None:
