@@ -17,6 +17,9 @@ from zero.trajectories import ColumnSpec
 CACHED_POSITIONS = 2**16
 """Positions that a game keeps as OpenSpiel's own objects; others are played again from their beginning."""
 
+CHECKED_GAMES = 16
+"""Random games in which the turns of a game for two are watched before it is played at all."""
+
 _WORD_BYTES = 8
 _OUTCOMES = 2**53
 _PLANE_AXES = 3
@@ -86,6 +89,8 @@ class OpenSpielGame(Game):
         self.observation_spec = ColumnSpec("observation", "uint8" if most < 2**8 else "uint16", (self._length,))
         self._dtype = np.dtype(self.observation_spec.dtype)
         self.state_size = -(-self._length * self._dtype.itemsize // _WORD_BYTES)
+        if self.num_players == 2:
+            self._refuse_second_moves()
         shape = tuple(self._game.observation_tensor_shape())
         self.planes_shape = _planes_shape(shape)
         self.num_features = self.num_players - 1
@@ -219,7 +224,32 @@ class OpenSpielGame(Game):
                 "set the option max_history"
             )
         to_play = player if state.is_terminal() or state.is_chance_node() else state.current_player()
+        # Chance at the beginning may say who begins.
+        if to_play != player and any(past.player >= 0 for past in state.full_history()):
+            raise self._second_move(state)
         return _Position(state, length, to_play, over)
+
+    def _refuse_second_moves(self) -> None:
+        """Raise GameError if a player moves twice in a row in random games: the check of the contract is too short."""
+        rng = np.random.default_rng(0)
+        for _ in range(CHECKED_GAMES):
+            state, last = self._game.new_initial_state(), None
+            for _ in range(self._length):
+                if state.is_terminal():
+                    break
+                if not state.is_chance_node():
+                    if state.current_player() == last:
+                        raise self._second_move(state)
+                    last = state.current_player()
+                actions = state.legal_actions()
+                state.apply_action(actions[int(rng.integers(len(actions)))])
+
+    def _second_move(self, state: Any) -> GameError:
+        before = ", ".join(state.action_to_string(past.player, past.action) for past in state.full_history()[-3:])
+        return GameError(
+            f"OpenSpiel's {self._spiel_name!r} cannot be played here: a player moves twice in a row, for example after "
+            f"{' '.join(before.split())}"
+        )
 
     def _keep(self, row: NDArray[np.uint64], position: _Position) -> None:
         if len(self._positions) >= CACHED_POSITIONS:

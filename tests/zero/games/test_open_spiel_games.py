@@ -205,6 +205,85 @@ def test_a_game_that_is_longer_than_it_says_is_refused():
     assert make_game("open_spiel:python_understated_coins", {"max_history": 4}).state_size == 1
 
 
+class Streak(pyspiel.Game):
+    """Chance says who begins; players add ones and zeros in turns, but after ten ones the last one moves again."""
+
+    KIND = kind("python_streak")
+    LENGTH = 14
+
+    def __init__(self, params=None):
+        info = pyspiel.GameInfo(2, 2, 2, -1.0, 1.0, 0.0, self.LENGTH)
+        super().__init__(self.KIND, info, params or {})
+
+    def new_initial_state(self):
+        """Nobody has begun."""
+        return Numbers(self)
+
+    def make_py_observer(self, kind=None, params=None):  # noqa: ARG002
+        """Nothing is to be seen."""
+        nothing = np.zeros(1, np.float32)
+        return SimpleNamespace(tensor=nothing, dict={"nothing": nothing}, set_from=lambda *_: None, string_from=str)
+
+
+class Numbers(pyspiel.State):
+    """A position of Streak."""
+
+    def __init__(self, game):
+        super().__init__(game)
+        self.numbers: list[int] = []
+
+    def current_player(self):
+        """Chance, the players in turns, and the exception."""
+        if not self.numbers:
+            return pyspiel.PlayerId.CHANCE
+        if len(self.numbers) == Streak.LENGTH:
+            return pyspiel.PlayerId.TERMINAL
+        return (self.numbers[0] + len(self.numbers) - 1 + (self.numbers[1:11] == [1] * 10)) % 2
+
+    def _legal_actions(self, player):  # noqa: ARG002
+        return [0, 1]
+
+    def chance_outcomes(self):
+        """Evenly."""
+        return [(0, 0.5), (1, 0.5)]
+
+    def _apply_action(self, action):
+        self.numbers.append(action)
+
+    def _action_to_string(self, player, action):
+        return f"{player}\nadds {action}"
+
+    def is_terminal(self):
+        """Whether all numbers are there."""
+        return len(self.numbers) == Streak.LENGTH
+
+    def returns(self):
+        """To both players."""
+        return [1.0, -1.0] if self.is_terminal() else [0.0, 0.0]
+
+    def __str__(self):
+        return str(self.numbers)
+
+
+def test_a_second_move_is_refused_when_it_comes_up():
+    """Where random games never show it; who begins may be left to chance."""
+    pyspiel.register_game(Streak.KIND, Streak)
+    game = make_game("open_spiel:python_streak", {})
+    states = game.initial(game.draw_chance(np.random.default_rng(0), SIZE))
+    beginners = game.to_play(states)
+    assert set(beginners.tolist()) == {0, 1}
+    for move in range(9):
+        states = game.apply(states, np.ones(SIZE, np.int64)).states
+        assert np.array_equal(game.to_play(states), (beginners + move + 1) % 2)
+    assert (game.apply(states, np.zeros(SIZE, np.int64)).rewards == 0).all()
+    for refused in (
+        lambda: game.apply(states, np.ones(SIZE, np.int64)),
+        lambda: game.decode(np.array([[1] + [2] * 10 + [0] * 17], np.uint8)),
+    ):
+        with pytest.raises(GameError, match=r"a player moves twice in a row, for example after . adds 1, . adds 1"):
+            refused()
+
+
 def test_rewards_of_chance_and_moves_add_up_to_their_returns():
     """A whole game of 2048 earns what OpenSpiel says it did."""
     game, rng, total = make_game("open_spiel:2048", {}), np.random.default_rng(1), 0.0
@@ -246,7 +325,11 @@ def test_a_game_that_is_long_enough_is_over():
         ("goofspiel", {}, "its players do not move one after the other"),
         ("stones_and_gems", {}, "it keeps its chance to itself"),
         ("nim", {"size": 3}, "game 'open_spiel:nim' has no option 'size'; allowed: max_history, max_legal_actions"),
-        ("dots_and_boxes", {}, "game 'open_spiel:dots_and_boxes' breaks the contract of games: players must move in"),
+        ("dots_and_boxes", {}, "a player moves twice in a row, for example after P1(h,0,1), P2(h,2,0), P1(v,0,0)"),
+        ("checkers", {}, "'checkers' cannot be played here: a player moves twice in a row, for example after"),
+        ("mancala", {}, "a player moves twice in a row"),
+        ("pig", {}, "a player moves twice in a row"),
+        ("backgammon", {}, "a player moves twice in a row"),
     ],
 )
 def test_what_cannot_be_played_is_refused_in_one_line(name: str, options: dict, text: str):
