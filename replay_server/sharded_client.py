@@ -18,7 +18,7 @@ from replay_server.sharded_sampling import ShardedSampler, ShardedSampleStream, 
 from replay_server.sharding import Placement, ShardedBatch, ShardedUpdates
 from replay_server.shards import Shards
 from zero.tables import RateLimiterConfig, TableConfig
-from zero.trajectories import NStep, SampleSpec, StepFilter, Trajectory, TrajectoryFilter, Window
+from zero.trajectories import NStep, SampleSpec, StepFilter, TableShare, Trajectory, TrajectoryFilter, Window
 from zero.wire.codec import as_array
 
 Result = TypeVar("Result")
@@ -162,6 +162,19 @@ class ShardedClient:
         """Draw a batch from all servers; as ReplayClient.sample. Updates for one that is away are dropped."""
         spec = SampleSpec(batch_size, windows, importance_sampling_exponent, filter, n_step)
         return self._sampler.draw(table, spec, updates, timeout)
+
+    def sample_mix(self, shares: Sequence[TableShare], spec: SampleSpec, timeout: float = 60.0) -> ShardedBatch:
+        """Draw a batch from several tables; as ReplayClient.sample_mix, from all servers.
+
+        Each table is drawn from by itself: what one has given, and hands out no more, is lost if another gives nothing
+        within the timeout.
+
+        Args:
+            shares: the tables, whose updates are ShardedUpdates of the rows that each gave.
+            spec: what the batch is to hold.
+            timeout: in seconds.
+        """
+        return self._sampler.draw_mix(shares, spec, timeout)
 
     def sample_stream(
         self, table: str, spec: SampleSpec, *, in_flight: int = 2, timeout: float = 60.0

@@ -12,13 +12,14 @@ from typing import Self, TypeVar, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from replay_server.answers import ReplayTimeout, UpdateResult
+from replay_server.answers import ReplayError, ReplayTimeout, UpdateResult
 from replay_server.connection import Backoff, closed_error
 from replay_server.ordered_stream import wait_seconds
-from replay_server.sharding import Part, ShardedBatch, ShardedUpdates, Share, join_batches, split_batch
+from replay_server.sharding import Part, ShardedBatch, ShardedUpdates, Share, join_batches, join_tables, split_batch
 from replay_server.shards import Shards
-from zero.trajectories import PriorityUpdates, SampleSpec
-from zero.wire.codec import Reason, as_array
+from zero.trajectories import PriorityUpdates, SampleSpec, TableShare
+from zero.wire import codec
+from zero.wire.codec import CodecError, Reason, as_array
 
 Result = TypeVar("Result")
 
@@ -66,6 +67,38 @@ class ShardedSampler:
                 raise failure or ReplayTimeout("DEADLINE_EXCEEDED", f"no batch within {timeout:g} s")
             if failure.reason in _HELD:
                 time.sleep(min(backoff.pause_after(failure), max(deadline - time.monotonic(), 0.0)))
+
+    def draw_mix(self, shares: Sequence[TableShare], spec: SampleSpec, timeout: float) -> ShardedBatch:
+        """Draw a batch from several tables at once; each gives its rows as to `draw`.
+
+        Args:
+            shares: with ShardedUpdates, where there are updates.
+            spec: what the batch is to hold.
+            timeout: in seconds.
+
+        Raises:
+            ReplayTimeout: too few servers have answered in time.
+            ReplayError: one refused, or BAD_MESSAGE, or WRONG_SIGNATURE: the tables have different columns.
+        """
+        _check_mix(shares, spec)
+        with self._lock:
+            rows = split_batch(spec.batch_size, np.array([share.fraction for share in shares]), self._rng)
+        part = replace(spec, importance_sampling_exponent=0.0)
+        with ThreadPoolExecutor(len(shares), thread_name_prefix="mix") as tables:
+            calls = [
+                tables.submit(self._draw_share, share, replace(part, batch_size=count), timeout)
+                for share, count in zip(shares, rows.tolist(), strict=True)
+            ]
+            return join_tables(results_of(calls), spec.importance_sampling_exponent)
+
+    def _draw_share(self, share: TableShare, spec: SampleSpec, timeout: float) -> ShardedBatch | None:
+        """The rows of one table, if it is to give any."""
+        updates = cast("ShardedUpdates | None", share.updates)
+        if spec.batch_size:
+            return self.draw(share.table, spec, updates, timeout)
+        if updates is not None:
+            self.update(share.table, updates, timeout)
+        return None
 
     def update(self, table: str, updates: ShardedUpdates, timeout: float) -> UpdateResult:
         """Set priorities on the living servers.
@@ -225,6 +258,23 @@ class ShardedSampleStream:
             np.concatenate([updates.priorities for updates in held]),
             np.concatenate([updates.shards for updates in held]),
         )
+
+
+def _check_mix(shares: Sequence[TableShare], spec: SampleSpec) -> None:
+    """Refuse what a server would: none of them sees the whole request."""
+    if not shares:
+        raise ReplayError(Reason.BAD_MESSAGE, "the mix is empty, must name at least one table")
+    for share in shares:
+        if share.updates is not None and not isinstance(share.updates, ShardedUpdates):
+            raise ReplayError(
+                Reason.BAD_MESSAGE, f"updates of table {share.table!r} do not say of which shards; give ShardedUpdates"
+            )
+    try:
+        request = codec.encode_mix_request([replace(share, updates=None) for share in shares], spec)
+        codec.decode_table_shares(request)
+        codec.decode_sample_spec(request)
+    except CodecError as error:
+        raise ReplayError(error.reason, error.message) from None
 
 
 def results_of(calls: Sequence[Future[Result]]) -> list[Result]:

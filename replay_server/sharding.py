@@ -3,14 +3,16 @@
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from xxhash import xxh3_64_intdigest
 
+from replay_server.answers import ReplayError
 from zero.trajectories import PriorityUpdates, SequenceBatch, Trajectory
+from zero.wire.codec import Reason
 
 _MAX_PLACED = 100_000
 
@@ -32,7 +34,8 @@ class ShardedUpdates(PriorityUpdates):
 class ShardedBatch(SequenceBatch):
     """Sequences drawn from several shards, whose rows stand together.
 
-    `probabilities` and `importance_weights` are those over all shards that gave rows, `table_size` is their sum.
+    `probabilities` are those over all shards of a table that gave rows, `table_size` is their sum; the importance
+    weights follow from both.
 
     Attributes:
         shards: int32 [B], where each row comes from, by the place of its address: a key is unique within its shard.
@@ -109,11 +112,54 @@ def join_batches(parts: Sequence[Part], shares: Mapping[int, Share], exponent: f
     sizes |= {part.shard: part.batch.table_size for part in parts}  # newer
     table_size = sum(sizes.values())
     probabilities = _join([part.batch.probabilities * (shares[part.shard].mass / total) for part in parts])
-    weights = None
-    if exponent:
-        raw = (table_size * probabilities) ** -exponent
-        weights = (raw / raw.max()).astype(np.float32)
-    batches = [part.batch for part in parts]
+    joined = _join_rows(
+        [part.batch for part in parts],
+        probabilities,
+        np.repeat(np.array([part.shard for part in parts], np.int32), [len(part.batch.keys) for part in parts]),
+    )
+    weights = _importance_weights(table_size * probabilities, exponent)
+    return replace(joined, table_size=table_size, importance_weights=weights)
+
+
+def join_tables(batches: Sequence[ShardedBatch | None], exponent: float) -> ShardedBatch:
+    """One batch out of those of several tables, one after the other.
+
+    Args:
+        batches: of every table, None where it gave no row; at least one is there.
+        exponent: of the importance weights; none if 0.
+
+    Raises:
+        ReplayError: WRONG_SIGNATURE, the tables have different columns.
+    """
+    given = [batch for batch in batches if batch is not None]
+    _check_alike(given)
+    joined = _join_rows(
+        given, _join([batch.probabilities for batch in given]), _join([batch.shards for batch in given])
+    )
+    expected = _join([batch.table_size * batch.probabilities for batch in given])
+    return replace(
+        joined,
+        table_size=sum(batch.table_size for batch in given),
+        importance_weights=_importance_weights(expected, exponent),
+        rows_per_table=tuple(0 if batch is None else len(batch.keys) for batch in batches),
+    )
+
+
+def _check_alike(batches: Sequence[SequenceBatch]) -> None:
+    for name, column in batches[0].columns.items():
+        for other in (batch.columns[name] for batch in batches):
+            if (other.dtype, other.shape[1:]) != (column.dtype, column.shape[1:]):
+                raise ReplayError(
+                    Reason.WRONG_SIGNATURE,
+                    f"column {name!r} is {column.dtype} {list(column.shape[2:])} in one table, {other.dtype} "
+                    f"{list(other.shape[2:])} in another; mix tables that have it alike",
+                )
+
+
+def _join_rows(
+    batches: Sequence[SequenceBatch], probabilities: NDArray[np.float64], shards: NDArray[np.int32]
+) -> ShardedBatch:
+    """The rows of several batches with these probabilities [B], drawn from these shards [B]."""
     return ShardedBatch(
         columns={name: _join([batch.columns[name] for batch in batches]) for name in batches[0].columns},
         keys=_join([batch.keys for batch in batches]),
@@ -121,10 +167,17 @@ def join_batches(parts: Sequence[Part], shares: Mapping[int, Share], exponent: f
         lengths=_join([batch.lengths for batch in batches]),
         weights_versions=_join([batch.weights_versions for batch in batches]),
         terminated=_join([batch.terminated for batch in batches]),
-        table_size=table_size,
-        importance_weights=weights,
-        shards=np.repeat(np.array([part.shard for part in parts], np.int32), [len(part.batch.keys) for part in parts]),
+        table_size=0,
+        shards=shards,
     )
+
+
+def _importance_weights(expected: NDArray[np.float64], exponent: float) -> NDArray[np.float32] | None:
+    """The -exponent-th power of N x probability [B] over the largest: Schaul et al. 2016, section 3.4."""
+    if not exponent:
+        return None
+    logarithms = -exponent * np.log(expected)
+    return np.exp(logarithms - logarithms.max()).astype(np.float32)
 
 
 def _join(arrays: Sequence[NDArray[_Scalar]]) -> NDArray[_Scalar]:

@@ -16,13 +16,13 @@ from replay_server.answers import InsertResult, ReplayError, ReplayTimeout
 from replay_server.client import ReplayClient
 from replay_server.server import ReplayServer, ReplayServerSettings
 from replay_server.sharded_client import ShardedClient
-from replay_server.sharding import Part, Placement, Share, homes, join_batches, split_batch
+from replay_server.sharding import Part, Placement, ShardedUpdates, Share, homes, join_batches, split_batch
 from replay_server.trajectory_writer import TrajectoryWriter
 from tests.replay_server.killable import KillableServer, killable_server
 from tests.replay_server.played import SIGNATURE, played, table_config
 from tests.roles import wait_until
 from zero.tables import Durability, RateLimiterConfig
-from zero.trajectories import SampleSpec, SequenceBatch
+from zero.trajectories import ColumnSpec, PriorityUpdates, SampleSpec, SequenceBatch, TableShare
 
 ADDRESSES = ("10.0.0.1:5000", "10.0.0.2:5000", "10.0.0.3:5000")
 
@@ -183,11 +183,12 @@ def test_a_batch_is_drawn_as_from_one_table(sharded: ShardedClient, addresses: l
     assert batch.table_size == 20
 
 
-def refreshed(sharded: ShardedClient, num_items: int) -> None:
+def refreshed(sharded: ShardedClient, num_items: int, table: str = "games") -> None:
     """Wait until the client knows what the servers hold."""
 
     def known() -> int:
-        return sum(info.tables["games"].num_items for info in sharded.server_infos().values() if info is not None)
+        infos = (info for info in sharded.server_infos().values() if info is not None)
+        return sum(info.tables[table].num_items for info in infos)
 
     wait_until(lambda: known() == num_items)
 
@@ -220,6 +221,84 @@ def refreshed_mass(sharded: ShardedClient, mass: float) -> None:
     wait_until(
         lambda: sum(info.tables["games"].mass for info in sharded.server_infos().values() if info is not None) == mass
     )
+
+
+@pytest.fixture
+def demos(sharded: ShardedClient) -> Iterator[str]:
+    """Another table on both servers, with the columns of the first, drawn from evenly; emptied of earlier tests."""
+    sharded.create_table(table_config("demos"))
+    yield "demos"
+    sharded.delete_table("demos")
+
+
+def test_a_mix_is_drawn_from_every_table_as_from_one(sharded: ShardedClient, demos: str, addresses: list[str]) -> None:
+    """One table after the other, each from all shards in proportion to its own mass; weighted by its own size."""
+    first, second = at_home(addresses, 0, 4), at_home(addresses, 1, 3)
+    numbers = {"games": [*first[:1], *second], demos: [*first[1:], *second[:1]]}
+    for table, own in numbers.items():
+        sharded.insert(table, [replace(played(n), priorities=np.arange(1, 6, dtype=np.float32)) for n in own])
+        refreshed(sharded, 20, table)
+    spec = SampleSpec(4000, {"action": 1, "reward": 1}, importance_sampling_exponent=1.0)
+    batch = sharded.sample_mix([TableShare("games", 0.25), TableShare(demos, 0.75)], spec)
+    assert (batch.rows_per_table, batch.table_size, len(batch.keys)) == ((1000, 3000), 40, 4000)
+    games, demonstrated = slice(1000), slice(1000, None)
+    for rows, own, at_first in ((games, numbers["games"], 250), (demonstrated, numbers[demos], 2250)):
+        assert set(np.floor(batch.columns["reward"][rows, 0])) == set(own)
+        assert abs(np.count_nonzero(batch.shards[rows] == 0) - at_first) <= 1
+    priorities = batch.columns["action"][games, 0].astype(float)
+    likely = priorities**0.6 / (4 * sum(p**0.6 for p in range(1, 6)))
+    assert np.allclose(batch.probabilities[games], likely)
+    assert np.allclose(batch.probabilities[demonstrated], 1 / 20)
+    assert batch.importance_weights is not None
+    assert np.allclose(batch.importance_weights * (20 * batch.probabilities), 20 * likely.min(), rtol=1e-4)
+
+
+def test_updates_of_a_mix_go_home(sharded: ShardedClient, demos: str, addresses: list[str]) -> None:
+    """To the table and shard of each row, though keys are alike everywhere; also with none of its rows wanted."""
+    numbers = at_home(addresses, 0, 1) + at_home(addresses, 1, 1)
+    for table in ("games", demos):
+        sharded.insert(table, [played(n) for n in numbers])
+        refreshed(sharded, 10, table)
+    both, spec = [TableShare(demos, 0.5), TableShare("games", 0.5)], SampleSpec(256, {"reward": 1})
+    batch = sharded.sample_mix(both, spec)
+    rewards, rows = batch.columns["reward"][:, 0], slice(*np.cumsum(batch.rows_per_table))
+    wanted = rewards[rows][0]
+    updates = ShardedUpdates(batch.keys[rows], (rewards[rows] == wanted).astype(np.float32), batch.shards[rows])
+    sharded.sample_mix([TableShare(demos, 1.0), TableShare("games", 0.0, updates)], spec)
+    refreshed_mass(sharded, 1.0)
+    assert set(sharded.sample("games", 64, {"reward": 1}).columns["reward"][:, 0]) == {wanted}
+    other = rewards[rows][rewards[rows] != wanted][0]
+    more = replace(updates, priorities=np.isin(rewards[rows], [wanted, other]).astype(np.float32))
+    mixed = sharded.sample_mix([TableShare(demos, 0.5), TableShare("games", 0.5, more)], spec)
+    assert set(mixed.columns["reward"][rows, 0]) <= {wanted, other}
+    refreshed_mass(sharded, 2.0)
+    assert set(sharded.sample("games", 64, {"reward": 1}).columns["reward"][:, 0]) == {wanted, other}
+
+
+def test_a_mix_that_cannot_be_is_refused(sharded: ShardedClient) -> None:
+    """As a server refuses it, which sees a part of the request only."""
+    spec = SampleSpec(8, {"reward": 1})
+    plain = PriorityUpdates(np.zeros(1, np.uint64), np.ones(1, np.float32))
+    sharded.insert("games", [played(n) for n in range(8)])
+    refreshed(sharded, 40)
+    other = replace(table_config("others"), signature=(ColumnSpec("reward", "float64"),), durability=Durability.MEMORY)
+    sharded.create_table(other)
+    values = {"reward": np.ones(5)}
+    sharded.insert("others", [replace(played(n), columns=values) for n in range(8)])
+    refreshed(sharded, 40, "others")
+    for shares, asked, reason in (
+        ([], spec, "BAD_MESSAGE"),
+        ([TableShare("games", 0.5), TableShare("games", 0.5)], spec, "BAD_MESSAGE"),
+        ([TableShare("games", 0.5), TableShare("others", 0.4)], spec, "BAD_MESSAGE"),
+        ([TableShare("games", 1.0)], replace(spec, batch_size=0), "BAD_MESSAGE"),
+        ([TableShare("games", 1.0, plain)], spec, "BAD_MESSAGE"),
+        ([TableShare("games", 0.5), TableShare("nowhere", 0.5)], spec, "UNKNOWN_TABLE"),
+        ([TableShare("games", 0.5), TableShare("others", 0.5)], spec, "WRONG_SIGNATURE"),
+    ):
+        with pytest.raises(ReplayError) as caught:
+            sharded.sample_mix(shares, asked)
+        assert caught.value.reason == reason
+    sharded.delete_table("others")
 
 
 def test_columns_are_replaced_where_they_are(sharded: ShardedClient) -> None:
