@@ -190,8 +190,3 @@ def _choose(
         if len(rows):
             actions[rows] = side.choose(slots.states[rows], seeds[rows])
     return actions
-
-
-def evaluate_player(game: Game, player: Player, opponent: Player, schedule: Schedule) -> EvaluationScore:
-    """Play games and summarise the scores; see play_games."""
-    return EvaluationScore.of(play_games(game, player, opponent, schedule))

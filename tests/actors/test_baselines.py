@@ -14,8 +14,9 @@ from actors.baselines import (
     mobility,
 )
 from actors.baselines_mcts import MctsPlayer
-from actors.evaluation import EvaluationScore, Schedule, evaluate_player
+from actors.evaluation import EvaluationScore, Schedule
 from actors.players import RandomPlayer
+from tests.scores import score_of
 from zero.games.connect_four import ConnectFour
 from zero.games.game import Game, GameError, States
 from zero.games.registry import make_game
@@ -32,7 +33,7 @@ def seeds(count: int) -> np.ndarray:
 
 def match(game: Game, player: str, opponent: str, num_games: int) -> EvaluationScore:
     schedule = Schedule(num_games, 0, 100)
-    return evaluate_player(game, make_baseline(player, game), make_baseline(opponent, game), schedule)
+    return score_of(game, make_baseline(player, game), make_baseline(opponent, game), schedule)
 
 
 @pytest.mark.parametrize(("name", "mean"), [("random", 2.2), ("greedy", 6.7), ("line-fill", 33.0), ("mobility", 39.8)])
@@ -40,7 +41,7 @@ def test_scores_on_the_puzzle_are_the_known_ones(name: str, mean: float) -> None
     """On the fixed seeds, within three standard errors."""
     game = Triangle()
     player = make_baseline(name, game)
-    score = evaluate_player(game, player, player, PUZZLE)
+    score = score_of(game, player, player, PUZZLE)
     assert abs(score.mean - mean) < 3 * score.standard_error
 
 
@@ -48,7 +49,7 @@ def test_flat_monte_carlo_is_far_better_than_what_it_plays() -> None:
     """A few random games per action are worth several times the points of random play."""
     game = Triangle()
     player = make_baseline("flat-8", game)
-    score = evaluate_player(game, player, player, Schedule(16, 1_000_000, 2000))
+    score = score_of(game, player, player, Schedule(16, 1_000_000, 2000))
     assert score.mean > 5 * 2.2
 
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from actors.evaluation import EvaluationScore, FixedWidthPlayer, Schedule, batch_width, evaluate_player, play_games
+from actors.evaluation import EvaluationScore, FixedWidthPlayer, Schedule, batch_width, play_games
 from actors.players import Actions, GreedyPlayer, PolicyPlayer, RandomPlayer, SearchPlayer, Seeds
+from tests.scores import score_of
 from zero.config import NetworkConfig, SearchConfig
 from zero.games.game import Game, States
 from zero.games.registry import make_game
@@ -35,8 +36,8 @@ def triangle() -> Game:
 def test_baselines_score_what_they_should(triangle: Game) -> None:
     """Random play averages about 2 points, greedy play about 6.7."""
     random, greedy = RandomPlayer(triangle), GreedyPlayer(triangle)
-    random_score = evaluate_player(triangle, random, random, Schedule(256, 1_000_000, 2000))
-    greedy_score = evaluate_player(triangle, greedy, greedy, Schedule(256, 1_000_000, 2000))
+    random_score = score_of(triangle, random, random, Schedule(256, 1_000_000, 2000))
+    greedy_score = score_of(triangle, greedy, greedy, Schedule(256, 1_000_000, 2000))
     assert abs(random_score.mean - 2.0) < 5 * random_score.standard_error
     assert abs(greedy_score.mean - 6.7) < 5 * greedy_score.standard_error
 
@@ -44,8 +45,8 @@ def test_baselines_score_what_they_should(triangle: Game) -> None:
 def test_scores_do_not_depend_on_how_games_are_packed(triangle: Game) -> None:
     """The first games of a long evaluation are the games of a short one."""
     player = GreedyPlayer(triangle)
-    long = [evaluate_player(triangle, player, player, Schedule(1, seed, 2000)).mean for seed in range(70)]
-    assert evaluate_player(triangle, player, player, Schedule(70, 0, 2000)).mean == pytest.approx(np.mean(long))
+    long = [score_of(triangle, player, player, Schedule(1, seed, 2000)).mean for seed in range(70)]
+    assert score_of(triangle, player, player, Schedule(70, 0, 2000)).mean == pytest.approx(np.mean(long))
 
 
 def test_search_with_an_untrained_network_beats_its_policy(triangle: Game) -> None:
@@ -53,16 +54,16 @@ def test_search_with_an_untrained_network_beats_its_policy(triangle: Game) -> No
     network = InferenceNetwork(make_network(triangle, NetworkConfig(channels=8, blocks=1), seed=0))
     search = GumbelSearch(AlphaZeroModel(triangle, network, 0.99), SearchConfig(num_simulations=16), 16)
     policy = PolicyPlayer(triangle, network)
-    searched = evaluate_player(triangle, FixedWidthPlayer(SearchPlayer(search), 16), policy, Schedule(16, 0, 2000))
-    assert searched.mean > evaluate_player(triangle, policy, policy, Schedule(16, 0, 2000)).mean
+    searched = score_of(triangle, FixedWidthPlayer(SearchPlayer(search), 16), policy, Schedule(16, 0, 2000))
+    assert searched.mean > score_of(triangle, policy, policy, Schedule(16, 0, 2000)).mean
 
 
 def test_two_player_results_are_seen_from_the_player() -> None:
     """Greedy beats random from either seat, and random loses to greedy by as much."""
     game = make_game("tic_tac_toe", {})
     random, greedy = RandomPlayer(game), GreedyPlayer(game)
-    winner = evaluate_player(game, greedy, random, Schedule(200, 0, 100))
-    loser = evaluate_player(game, random, greedy, Schedule(200, 0, 100))
+    winner = score_of(game, greedy, random, Schedule(200, 0, 100))
+    loser = score_of(game, random, greedy, Schedule(200, 0, 100))
     assert winner.mean > 0.2
     assert loser.mean < -0.2
 
@@ -70,7 +71,7 @@ def test_two_player_results_are_seen_from_the_player() -> None:
 def test_max_moves_ends_a_game_with_the_score_it_has(triangle: Game) -> None:
     """After one move without a clearing the score is the reward of that move."""
     player = RandomPlayer(triangle)
-    score = evaluate_player(triangle, player, player, Schedule(4, 0, 1))
+    score = score_of(triangle, player, player, Schedule(4, 0, 1))
     assert 0 < score.mean < 0.1
 
 
