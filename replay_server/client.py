@@ -29,6 +29,7 @@ from replay_server.connection import Connection, own
 from replay_server.credentials import Credentials, is_loopback
 from replay_server.insert_stream import InsertStream
 from replay_server.malloc import tune_malloc
+from replay_server.priority_stream import PriorityStream
 from replay_server.sample_stream import SampleStream
 from zero.tables import RateLimiterConfig, TableConfig
 from zero.trajectories import (
@@ -281,6 +282,10 @@ class ReplayClient:
         request = replay_pb2.UpdatePrioritiesRequest(table=table, updates=codec.encode_priority_updates(updates))
         response = self._call(lambda seconds: self._replay.UpdatePriorities(request, timeout=seconds), timeout)
         return UpdateResult(response.updated, response.evicted)
+
+    def priority_stream(self, table: str, timeout: float = 60.0) -> PriorityStream:
+        """Priority updates without waiting for each: those that come while a call is under way go with the next one."""
+        return PriorityStream(self._connection, table, timeout=timeout)
 
     def read_trajectories(
         self,

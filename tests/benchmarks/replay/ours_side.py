@@ -152,7 +152,21 @@ def update(client: ReplayClient, table: str, request: Request) -> Iterator[Work]
     yield Work(lambda: client.update_priorities(table, PriorityUpdates(next(rounds), priorities)).updated)
 
 
-MEASURES = (insert, insert_one, insert_stream, sample, sample_stream, loop, loop_stream, update)
+@contextmanager
+def update_stream(client: ReplayClient, table: str, request: Request) -> Iterator[Work]:
+    """The same without waiting for each; what was not applied at the end is waited for."""
+    rounds = itertools.cycle([client.sample(table, BATCH, {"value": 1}).keys for _ in range(8)])
+    priorities = np.full(BATCH, 0.5, np.float32)
+    with client.priority_stream(table) as stream:
+
+        def step() -> int:
+            stream.update(next(rounds), priorities)
+            return BATCH
+
+        yield Work(step, stream.flush)
+
+
+MEASURES = (insert, insert_one, insert_stream, sample, sample_stream, loop, loop_stream, update, update_stream)
 
 
 def openers() -> dict[str, Opener]:

@@ -129,6 +129,7 @@ ROWS = (
         "update",
         "update 256 priorities per call",
         (
+            one("ours", "stream, what waits goes together", "update_stream", "redis"),
             one("ours", "one call after the other", "update", "redis"),
             one("ours", "8 calls in flight", "update", "redis", 8),
             one("reverb", f"one call after the other {MEMORY_ONLY}", "update", "default"),
