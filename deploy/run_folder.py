@@ -9,7 +9,7 @@ from pathlib import Path
 
 from deploy.errors import BAD_INPUT, DeployError
 from deploy.experiment_files import config_to_toml, read_config
-from zero.config import ExperimentConfig
+from zero.config import ExperimentConfig, describe_difference
 
 
 @dataclass(frozen=True)
@@ -140,11 +140,11 @@ def open_or_create_run_folder(path: Path, config: ExperimentConfig) -> RunFolder
     if not folder.run_id_file.exists() and not any(folder.checkpoints.glob("step-*")):
         folder.config_file.unlink(missing_ok=True)
     folder.begin(config)
-    if folder.config() != config:
-        raise DeployError(
-            f"{path} holds a run of another config: give --experiment {folder.config_file}, or name another folder",
-            BAD_INPUT,
-        )
+    difference = describe_difference(
+        folder.config().model_dump(mode="json"), config.model_dump(mode="json"), f"the run in {path} was begun"
+    )
+    if difference:
+        raise DeployError(f"{difference}: give --experiment {folder.config_file}, or name another folder", BAD_INPUT)
     return folder
 
 
