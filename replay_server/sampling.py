@@ -1,5 +1,6 @@
 """Sample and SampleStream: updates applied, rate limiters passed, positions drawn, columns gathered into the answer."""
 
+import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
@@ -73,6 +74,7 @@ class Sampler:
         self._metrics = metrics
         self._rng = rng
         self._forms: dict[bytes, _Form] = {}
+        self._turn = asyncio.Lock()
 
     async def sample(self, data: bytes, call: Call) -> bytes:
         """Answer a serialized SampleRequest."""
@@ -84,11 +86,21 @@ class Sampler:
         before = 0
         with closing(MappedMemory(call.context.peer(), self._in_flight.max_bytes)) as shared:
             while (data := await call.read()) is not None:
+                await self._take_turn()
                 answer = await self._answer_streamed(data, call, shared)
                 await call.write(answer)
                 # gRPC holds one answer back; when it takes the next one, it is rid of it.
                 call.bytes.count(Direction.ANSWERS, -before)
                 before = len(answer)
+
+    async def _take_turn(self) -> None:
+        """Let one request of all streams on per round of the event loop.
+
+        gRPC needs some rounds to let a new call in: were every round as long as all learners together keep it busy, who
+        inserts with a call of its own would wait a hundred times as long as who has a stream.
+        """
+        async with self._turn:
+            await asyncio.sleep(0)
 
     async def _answer_streamed(self, data: bytes, call: Call, shared: MappedMemory) -> bytes:
         try:
