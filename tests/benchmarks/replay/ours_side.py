@@ -106,6 +106,14 @@ def insert_stream(client: ReplayClient, table: str, request: Request) -> Iterato
 
 
 @contextmanager
+def insert_one_stream(client: ReplayClient, table: str, request: Request) -> Iterator[Work]:
+    """The same over a stream that stays open: the next trajectory follows when the last one is acknowledged."""
+    following = games(request, 1)
+    with client.insert_stream(table) as stream:
+        yield Work(lambda: stream.insert(following()).result().stored)
+
+
+@contextmanager
 def sample(client: ReplayClient, table: str, request: Request) -> Iterator[Work]:
     wanted = windows(request)
     yield Work(lambda: len(client.sample(table, BATCH, wanted).keys))
@@ -166,7 +174,18 @@ def update_stream(client: ReplayClient, table: str, request: Request) -> Iterato
         yield Work(step, stream.flush)
 
 
-MEASURES = (insert, insert_one, insert_stream, sample, sample_stream, loop, loop_stream, update, update_stream)
+MEASURES = (
+    insert,
+    insert_one,
+    insert_one_stream,
+    insert_stream,
+    sample,
+    sample_stream,
+    loop,
+    loop_stream,
+    update,
+    update_stream,
+)
 
 
 def openers() -> dict[str, Opener]:
