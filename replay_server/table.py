@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 
 from replay_server.block import Block, Record
 from replay_server.errors import Refusal
+from replay_server.items import Items
 from replay_server.priorities import Priorities
 from replay_server.removers import REMOVERS
 from replay_server.ring import ColumnRings
-from replay_server.selectors import SELECTORS, Draw
 from replay_server.slots import BYTES_PER_SLOT, Slots, Walk
 from replay_server.stored import KnownTrajectories, Removed, Stored, StoredChunk
 from zero.tables import EpisodeEnd, SequenceRule, TableConfig
@@ -76,7 +76,6 @@ class Table:
         priorities: by slot.
         has_priorities: whether they make a difference.
         num_steps: stored now.
-        num_items: stored now.
         next_ordinal: of the next chunk.
         inserted_steps: ever.
         inserted_trajectories: ever.
@@ -97,19 +96,15 @@ class Table:
         self.config = config
         self.rings = ColumnRings(config.signature, config.capacity)
         self.priorities = Priorities(config.capacity)
-        self.num_steps = self.num_items = 0
+        self.num_steps = 0
         self.next_ordinal = first_ordinal
         self.inserted_steps = self.inserted_trajectories = self.sampled_positions = self.removed_trajectories = 0
-        self._rng = rng
         self._clock = clock
         self._logged = logged
         self._slots = Slots(config.capacity)
-        self._selector = SELECTORS[config.selector](config)
+        self._items = Items(config, rng)
         self._remover = REMOVERS[config.remover](rng, self._priority_of)
-        self.has_priorities = self._selector.uses_priorities or self._remover.uses_priorities
-        self._is_item = np.zeros(config.capacity, np.bool_)
-        self._times_drawn = np.zeros(config.capacity if config.max_times_sampled else 0, np.int32)
-        self._draws_left = 0
+        self.has_priorities = self._items.uses_priorities or self._remover.uses_priorities
         needs_owners = bool(config.max_times_sampled) or self._remover.uses_priorities
         self._owners = np.zeros(config.capacity if needs_owners else 0, np.int64)  # by slot: ordinal of the trajectory
         self._stored: dict[int, Stored] = {}
@@ -128,10 +123,14 @@ class Table:
         return len(self._stored)
 
     @property
+    def num_items(self) -> int:
+        """Items stored now."""
+        return self._items.number
+
+    @property
     def mass(self) -> float:
         """By how much it counts among several that share a batch: the sum of its weights, or of its items."""
-        mass = self._selector.mass
-        return float(self.num_items) if mass is None else mass
+        return self._items.mass
 
     @property
     def step_bytes(self) -> int:
@@ -228,7 +227,8 @@ class Table:
         stored, items = self._note(block, placement, entries)
         if len(self._owners):
             self._owners[slots] = np.repeat([one.ordinal for one in stored], lengths)
-        self._add_items(slots if self._every_step else np.concatenate(items))
+        new_items = slots if self._every_step else np.concatenate(items)
+        self._items.insert(new_items, self.priorities.values[new_items])
         self.num_steps += block.num_steps
         self.inserted_steps += block.num_steps
         if self.config.max_times_sampled:
@@ -297,16 +297,6 @@ class Table:
         if following is not None:
             following.linked_from = one
 
-    def _add_items(self, slots: NDArray[np.int64]) -> None:
-        if not len(slots):
-            return
-        self._is_item[slots] = True
-        self._selector.insert(slots, self.priorities.values[slots])
-        self.num_items += len(slots)
-        if self.config.max_times_sampled:
-            self._times_drawn[slots] = 0
-            self._draws_left += len(slots) * self.config.max_times_sampled
-
     # --- removing ----------------------------------------------------------------------------------------------------
 
     def remove(self, trajectories: Sequence[Stored]) -> None:
@@ -329,7 +319,7 @@ class Table:
 
     def _remove(self, stored: Stored) -> None:
         slots = stored.slots.astype(np.int64)
-        self._drop_items(slots[self._is_item[slots]])
+        self._items.remove(slots)
         self._slots.empty(slots)
         self._unlink(stored)
         self._remover.remove(stored.ordinal)
@@ -353,15 +343,6 @@ class Table:
                 self._newest_of[stored.actor_id] = before
             else:
                 del self._newest_of[stored.actor_id]
-
-    def _drop_items(self, slots: NDArray[np.int64]) -> None:
-        if not len(slots):
-            return
-        self._selector.remove(slots)
-        self._is_item[slots] = False
-        self.num_items -= len(slots)
-        if self.config.max_times_sampled:
-            self._draws_left -= len(slots) * self.config.max_times_sampled - int(self._times_drawn[slots].sum())
 
     # --- recovering --------------------------------------------------------------------------------------------------
 
@@ -429,31 +410,23 @@ class Table:
         if not len(slots):
             return
         self.priorities.set(slots, priorities)
-        items = self._is_item[slots]
-        self._selector.update(slots[items], priorities[items])
+        self._items.update(slots, priorities)
         if self._remover.uses_priorities:
             self._remover.reprioritize(np.unique(self._owners[slots]).tolist())
 
     def _priority_of(self, ordinal: int) -> float:
         slots = self._stored[ordinal].slots
-        return float(np.max(self.priorities.values[slots[self._is_item[slots]]], initial=0.0))
+        return float(np.max(self.priorities.values[slots[self._items.are_in(slots)]], initial=0.0))
 
     # --- drawing -----------------------------------------------------------------------------------------------------
 
     def can_draw(self, batch_size: int) -> bool:
         """Whether there are items, and often enough to be drawn."""
-        return self.num_items > 0 and (not self.config.max_times_sampled or self._draws_left >= batch_size)
+        return self._items.can_draw(batch_size)
 
     def can_match(self, wanted: StepFilter, batch_size: int) -> bool:
         """Whether a filter leaves items, and often enough to be drawn; takes time in proportion to the capacity."""
-        allowed = self._allowed(wanted)
-        if allowed is None:
-            return self.can_draw(batch_size)
-        matching = np.flatnonzero(allowed & self._is_item)
-        if not self.config.max_times_sampled:
-            return len(matching) > 0
-        left = len(matching) * self.config.max_times_sampled - int(self._times_drawn[matching].sum())
-        return left >= batch_size
+        return self._items.can_draw(batch_size, self._allowed(wanted))
 
     def draw(self, spec: SampleSpec) -> Drawn:
         """Draw a batch that was checked and can be drawn.
@@ -465,9 +438,9 @@ class Table:
         """
         size = self.num_items
         allowed = self._allowed(spec.filter)
-        if allowed is not None and not self.can_match(spec.filter, spec.batch_size):
+        if allowed is not None and not self._items.can_draw(spec.batch_size, allowed):
             raise Refusal(Reason.RATE_LIMITED, f"too few items of table {self.config.name!r} match the filter")
-        draw = self._draw(spec.batch_size, allowed)
+        draw = self._items.draw(spec.batch_size, allowed)
         self.sampled_positions += spec.batch_size
         drawn = Drawn(
             walk=self._slots.walk(draw.slots, spec.reach),
@@ -478,7 +451,8 @@ class Table:
             mean_age_seconds=self._clock() - float(self._slots.stored_at[draw.slots].mean()),
         )
         if self.config.max_times_sampled:
-            self._remove_used_up(draw.slots)
+            used_up = draw.slots[~self._items.are_in(draw.slots)]
+            self._remove_without_items(set(self._owners[used_up].tolist()))
         return drawn
 
     def _allowed(self, wanted: StepFilter) -> NDArray[np.bool_] | None:
@@ -489,40 +463,11 @@ class Table:
             allowed &= self._slots.stored_at >= self._clock() - wanted.max_age_seconds
         return allowed
 
-    def _draw(self, number: int, allowed: NDArray[np.bool_] | None) -> Draw:
-        if not self.config.max_times_sampled:
-            return self._selector.draw(self._rng.random(number), allowed)
-        draws: list[Draw] = []
-        while number:
-            draw = self._selector.draw(self._rng.random(number), allowed)
-            kept = self._count_draws(draw.slots)
-            draws.append(Draw(draw.slots[kept], draw.probabilities[kept]))
-            number -= len(draws[-1].slots)
-        return Draw(np.concatenate([draw.slots for draw in draws]), np.concatenate([d.probabilities for d in draws]))
-
-    def _count_draws(self, slots: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Count draws that are still allowed, returns which; what is used up can no longer be drawn."""
-        kept = np.zeros(len(slots), np.bool_)
-        for i, slot in enumerate(slots.tolist()):
-            if self._times_drawn[slot] < self.config.max_times_sampled:
-                self._times_drawn[slot] += 1
-                kept[i] = True
-        used_up = np.unique(slots[self._times_drawn[slots] >= self.config.max_times_sampled])
-        self._selector.remove(used_up[self._is_item[used_up]])
-        self._is_item[used_up] = False
-        self._draws_left -= int(kept.sum())
-        return kept
-
-    def _remove_used_up(self, slots: NDArray[np.int64]) -> None:
-        used_up = np.unique(slots[~self._is_item[slots]])
-        self.num_items -= len(used_up)
-        self._remove_without_items(set(self._owners[used_up].tolist()))
-
     def _remove_without_items(self, ordinals: set[int]) -> None:
         """Remove those of these trajectories that have ended and can never be drawn again."""
         for ordinal in sorted(ordinals):
             stored = self._stored[ordinal]
-            if not stored.open and not self._is_item[stored.slots].any():
+            if not stored.open and not self._items.are_in(stored.slots).any():
                 self._remove(stored)
 
     def n_step(self, drawn: Drawn, wanted: NStep) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
