@@ -142,7 +142,7 @@ class NotingDataUser(DataUser):
 
 
 def test_the_health_of_learning_is_shown_as_it_is(address: str, client: ReplayClient, tmp_path: Path) -> None:
-    """Of positions from real games: what was clamped, and how far values are from targets, before the first update."""
+    """Of real games: how stale and sharp targets are, how many are clamped, how far values are from them at first."""
     network = CONFIG.network.model_copy(update={"support_min": -0.25, "support_max": 0.25})
     config = CONFIG.model_copy(update={"network": network})
     game, stop, metrics = make_game("tic_tac_toe", {}), Event(), LearnerMetrics()
@@ -150,13 +150,23 @@ def test_the_health_of_learning_is_shown_as_it_is(address: str, client: ReplayCl
     learner = Learner(config, game, torch.device("cpu"))
     fresh = Learner(config, game, torch.device("cpu"))
     store = CheckpointStore(tmp_path / "checkpoints")
+    for other in (1, 2):
+        client.publish_weights(weights_to_bytes(make_network(game, network, other)), 0)
     with (
         running(lambda stop: run_actor(config, ActorSettings(address), stop)),
         closing(NotingDataUser(client, learner.windows(), stop)) as user,
         closing(WeightsPublisher(client)) as publisher,
     ):
+        wait_until(lambda: client.server_info().tables[TABLE_NAME].inserted_steps >= 200)
         LearnerLoop(config, learner, user, publisher, store, metrics).run(stop)
     batch = user.batches[0]
+    value = metrics.registry.get_sample_value
+    assert value("zero_learner_staleness_versions") == pytest.approx(3 - batch.weights_versions.mean())
+    assert value("zero_learner_staleness_versions") > 0.5
+    policies = batch.columns["search_policy"][:, 0].astype(float)
+    policies /= policies.sum(1, keepdims=True)
+    entropies = -(policies * np.log(np.where(policies > 0, policies, 1))).sum(1)
+    assert value("zero_learner_target_entropy") == pytest.approx(entropies.mean(), rel=1e-4)
     columns, targets = batch.columns, []
     for row, length in enumerate(np.minimum(batch.lengths, 10)):
         # Draws pay nothing; the loser does not move last. With lambda below 1 search values are mixed in.
@@ -169,7 +179,6 @@ def test_the_health_of_learning_is_shown_as_it_is(address: str, client: ReplayCl
     with torch.no_grad():
         output = fresh.network(fresh.prepare(batch).encoded)
         predictions = fresh.network.support.expectation(output.value_logits).numpy()
-    value = metrics.registry.get_sample_value
     clamped = float((np.abs(targets) > 0.25).mean())
     assert 0 < clamped < 1
     assert value("zero_learner_clamped_targets_ratio") == pytest.approx(clamped)
