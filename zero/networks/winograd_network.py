@@ -1,0 +1,178 @@
+"""The residual network for play in float32: compiled convolutions with all that follows them, heads as products."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from zero.networks.residual import NetworkOutput, ResidualBlock, ResidualNetwork
+from zero.networks.winograd import (
+    Layer,
+    channels_last,
+    convolve,
+    make_board,
+    make_layer,
+    make_scratch,
+    zeros,
+)
+
+_NOTHING = np.zeros(0, np.float32)
+
+
+@dataclass(frozen=True)
+class _Linear:
+    """A matrix product: weight [inputs, outputs] and bias [outputs]."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """[B, inputs] to [B, outputs]."""
+        return torch.addmm(self.bias, inputs, self.weight)
+
+
+@dataclass(frozen=True)
+class _Block:
+    """A residual block; `context` gives what the second convolution adds to all cells, its bias included."""
+
+    first: Layer
+    first_bias: Tensor
+    second: Layer
+    context: _Linear
+
+
+class _Activations:
+    """What lies between the layers, for B boards, channels last, as PyTorch and NumPy see the same memory."""
+
+    def __init__(self, batch_size: int, cells: int, inputs: int, channels: int) -> None:
+        self.planes = zeros(batch_size * cells * inputs)
+        self.trunk = zeros(batch_size * cells * channels)
+        self.hidden = zeros(batch_size * cells * channels)
+        self.means = zeros(batch_size * channels)
+        self.trunk_rows = torch.from_numpy(self.trunk).view(batch_size * cells, channels)
+        self.trunk_boards = self.trunk_rows.view(batch_size, cells * channels)
+        self.mean_rows = torch.from_numpy(self.means).view(batch_size, channels)
+
+
+class WinogradNetwork:
+    """Predicts what the network predicts, to rounding, several times as fast on one core.
+
+    Args:
+        network: of float32; weights that it gets later are not seen.
+    """
+
+    def __init__(self, network: ResidualNetwork) -> None:
+        height, width = _board_shape(network)
+        self._cells = height * width
+        self._board = make_board(height, width)
+        self._stem = make_layer(network.stem.weight)
+        self._channels = self._stem.outputs
+        self._num_planes = network.stem.in_channels
+        self._stem_bias = _padded(_bias(network.stem), self._channels)
+        self._features = (
+            None if network.features is None else _padded(network.features.weight.T.contiguous(), self._channels)
+        )
+        self._blocks = [self._make_block(block) for block in network.tower if isinstance(block, ResidualBlock)]
+        self._stem_scratch = make_scratch(self._board, self._stem)
+        self._scratch = make_scratch(self._board, self._blocks[0].first) if self._blocks else self._stem_scratch
+        self._activations = self._make_activations(0)
+        self._make_heads(network)
+
+    def _make_activations(self, batch_size: int) -> _Activations:
+        return _Activations(batch_size, self._cells, self._stem.inputs, self._channels)
+
+    def _make_block(self, block: ResidualBlock) -> _Block:
+        context = _padded(_padded(block.context.weight.T, self._channels).T, self._channels).T
+        return _Block(
+            first=make_layer(block.first.weight),
+            first_bias=_padded(_bias(block.first), self._channels),
+            second=make_layer(block.second.weight),
+            context=_Linear(context.contiguous(), _padded(_bias(block.second) + block.context.bias, self._channels)),
+        )
+
+    def _make_heads(self, network: ResidualNetwork) -> None:
+        convolutions = [network.value_planes]
+        last = network.policy[-1]
+        self._policy = _by_cell(last, self._cells, self._channels) if isinstance(last, nn.Linear) else None
+        first = network.policy[0]
+        if isinstance(first, nn.Conv2d):
+            convolutions.append(first)
+        weights = torch.cat([convolution.weight.flatten(1) for convolution in convolutions])  # [planes, channels]
+        self._head_planes = _Linear(
+            _padded(weights, self._channels).T.contiguous(), torch.cat([_bias(layer) for layer in convolutions])
+        )
+        self._num_value_planes = network.value_planes.out_channels
+        hidden, logits = network.value[0], network.value[2]
+        assert isinstance(hidden, nn.Linear)
+        assert isinstance(logits, nn.Linear)
+        size = self._num_value_planes * self._cells
+        self._value_hidden = _Linear(hidden.weight[:, :size].T.contiguous(), hidden.bias)
+        self._value_of_means = _padded(hidden.weight[:, size:], self._channels).T.contiguous()
+        self._value_logits = _Linear(logits.weight.T.contiguous(), logits.bias)
+
+    def __call__(self, encoded: Tensor) -> NetworkOutput:
+        """Predictions for encoded observations float32 [B, E]."""
+        batch_size = len(encoded)
+        if self._activations.mean_rows.shape[0] != batch_size:
+            self._activations = self._make_activations(batch_size)
+        self._run_tower(encoded)
+        activations = self._activations
+        planes = self._head_planes(activations.trunk_rows).view(batch_size, self._cells, -1).transpose(1, 2)
+        value_planes = planes[:, : self._num_value_planes].reshape(batch_size, -1).relu_()
+        hidden = self._value_hidden(value_planes).addmm_(activations.mean_rows, self._value_of_means).relu_()
+        if self._policy is None:
+            policy_logits = planes[:, self._num_value_planes :].reshape(batch_size, -1)
+        else:
+            policy_logits = self._policy(activations.trunk_boards)
+        return NetworkOutput(policy_logits, self._value_logits(hidden))
+
+    def _run_tower(self, encoded: Tensor) -> None:
+        """Set trunk and means."""
+        board, activations = self._board, self._activations
+        batch_size = len(encoded)
+        planes, trunk, hidden, means = activations.planes, activations.trunk, activations.hidden, activations.means
+        channels_last(encoded.numpy(), self._num_planes, self._stem.inputs, planes)
+        offsets = self._stem_bias.expand(batch_size, -1)
+        if self._features is not None:
+            offsets = torch.addmm(offsets, encoded[:, self._num_planes * self._cells :], self._features)
+        convolve(board, self._stem, self._stem_scratch, planes, _flat(offsets), _NOTHING, trunk, means)
+        for block in self._blocks:
+            offsets = block.first_bias.expand(batch_size, -1)
+            convolve(board, block.first, self._scratch, trunk, _flat(offsets), _NOTHING, hidden, means)
+            offsets = block.context(activations.mean_rows)
+            convolve(board, block.second, self._scratch, hidden, _flat(offsets), trunk, trunk, means)
+
+
+def _board_shape(network: ResidualNetwork) -> tuple[int, int]:
+    """Height and width of the planes that the network's first convolution gets."""
+    shapes: list[tuple[int, int]] = []
+
+    def note(_module: nn.Module, inputs: tuple[Tensor]) -> None:
+        shapes.append((inputs[0].shape[2], inputs[0].shape[3]))
+
+    hook = network.stem.register_forward_pre_hook(note)
+    network(torch.zeros(1, network.encoded_size))
+    hook.remove()
+    return shapes[0]
+
+
+def _bias(layer: nn.Conv2d) -> Tensor:
+    return layer.get_parameter("bias")
+
+
+def _flat(rows: Tensor) -> NDArray[np.float32]:
+    return rows.contiguous().view(-1).numpy()
+
+
+def _padded(tensor: Tensor, size: int) -> Tensor:
+    """The tensor with its last dimension filled up with zeros."""
+    return functional.pad(tensor, (0, size - tensor.shape[-1]))
+
+
+def _by_cell(layer: nn.Linear, cells: int, channels: int) -> _Linear:
+    """A layer over planes, [channels, cells] in a row, as one over cells, [cells, channels] with channels filled up."""
+    weight = layer.weight.view(layer.out_features, -1, cells).transpose(1, 2)  # [A, cells, channels]
+    return _Linear(_padded(weight, channels).reshape(layer.out_features, -1).T.contiguous(), layer.bias)
