@@ -297,6 +297,10 @@ def test_what_is_suggested_can_be_typed(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert program_as_typed("/a folder/zero") == "'/a folder/zero'"
     assert program_as_typed("/usr/lib/python3/pytest/__main__.py") == "zero"
     lines = closing_lines(RunFolder(tmp_path), RunFigures(), None, ".venv/bin/zero")
+    assert not any("best weights" in line for line in lines)
+    (tmp_path / "best").mkdir()
+    lines = closing_lines(RunFolder(tmp_path), RunFigures(), None, ".venv/bin/zero")
+    assert any(line.split() == ["best", "weights", str(tmp_path / "best")] for line in lines)
     assert [line.split(" --")[0].strip() for line in lines[-2:]] == [".venv/bin/zero evaluate", ".venv/bin/zero train"]
 
 
