@@ -62,12 +62,12 @@ class Candidate:
     weights_version: int
 
 
-def measured_by(config: ExperimentConfig, baselines: Sequence[str]) -> dict[str, Any]:
+def measured_by(config: ExperimentConfig, opponents: Sequence[str]) -> dict[str, Any]:
     """What a score depends on besides the weights, as JSON data.
 
     Args:
         config: the experiment.
-        baselines: whom a game for two is played against.
+        opponents: baselines that a game for two is played against.
     """
     sections = config.model_dump(
         mode="json",
@@ -80,7 +80,7 @@ def measured_by(config: ExperimentConfig, baselines: Sequence[str]) -> dict[str,
             "evaluation": {"num_games", "seed"},
         },
     )
-    sections["evaluation"]["baselines"] = list(baselines)
+    sections["evaluation"]["opponents"] = list(opponents)
     return sections
 
 
@@ -123,7 +123,7 @@ class BestWeights:
     Args:
         folder: where they are, made with the first.
         config: the experiment.
-        baselines: whom a game for two is played against.
+        opponents: baselines that a game for two is played against.
 
     Attributes:
         manifest: of the best ones so far; None before any.
@@ -133,9 +133,9 @@ class BestWeights:
         BestWeightsError: what is kept there is damaged, or of another game or network.
     """
 
-    def __init__(self, folder: Path, config: ExperimentConfig, baselines: Sequence[str]) -> None:
+    def __init__(self, folder: Path, config: ExperimentConfig, opponents: Sequence[str]) -> None:
         self._folder = folder
-        self._measured = measured_by(config, baselines)
+        self._measured = measured_by(config, opponents)
         self.manifest: BestManifest | None = None
         self.outdated: Candidate | None = None
         kept = read_best(folder, config)

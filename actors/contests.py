@@ -97,9 +97,9 @@ class Evaluation:
         self._results: dict[Contest, NDArray[np.float64]] = {}
 
     @property
-    def baseline_names(self) -> tuple[str, ...]:
-        """Names of the players that need no network."""
-        return tuple(self._baselines)
+    def opponents(self) -> tuple[str, ...]:
+        """The baselines that scores are against; none in a game for one."""
+        return tuple(self._baselines) if self._game.num_players == 2 else ()
 
     @property
     def network_names(self) -> tuple[str, ...]:

@@ -75,7 +75,7 @@ def run_evaluator(config: ExperimentConfig, settings: EvaluatorSettings, stop: E
     evaluation = Evaluation(config, config.evaluation.num_games, settings.baselines, settings.simulations)
     best = None
     if settings.run_dir is not None:
-        best = BestWeights(settings.run_dir / "best", config, evaluation.baseline_names)
+        best = BestWeights(settings.run_dir / "best", config, evaluation.opponents)
     loop = EvaluatorLoop(evaluation, best, EvaluatorMetrics(), config.evaluation.interval_seconds)
     with (
         ReplayClient(settings.replay_address, credentials=settings.credentials) as client,

@@ -56,7 +56,7 @@ def score_of(config: ExperimentConfig, payload: bytes) -> float:
 def measure(config: ExperimentConfig, client: ReplayClient, run_dir: Path, *payloads: bytes) -> EvaluatorMetrics:
     """Be an evaluator until each of the weights, published one after the other, was measured, and some are the best."""
     evaluation = Evaluation(config, config.evaluation.num_games)
-    best = BestWeights(run_dir / "best", config, evaluation.baseline_names)
+    best = BestWeights(run_dir / "best", config, evaluation.opponents)
     metrics = EvaluatorMetrics()
     loop = EvaluatorLoop(evaluation, best, metrics, config.evaluation.interval_seconds)
     with (
@@ -107,15 +107,16 @@ def test_the_role_measures_whom_the_config_names(client: ReplayClient, tmp_path:
     assert (best["training_step"], best["weights_version"]) == (70, 1)
     assert best["score"] == score_of(CONFIG, payload_of(0))
     assert (manifest.parent / best["file"]).read_bytes() == payload_of(0)
-    assert best["measured"]["evaluation"] == {"baselines": ["random", "greedy"], "num_games": 20, "seed": 1_000_000}
+    assert best["measured"]["evaluation"] == {"opponents": ["random", "greedy"], "num_games": 20, "seed": 1_000_000}
 
 
 def test_config_and_request_add_up() -> None:
     """Names given replace the experiment's baselines; numbers of simulations come on top of its own."""
-    assert Evaluation(CONFIG, 4).baseline_names == ("random", "greedy")
+    assert Evaluation(CONFIG, 4).opponents == ("random", "greedy")
     assert Evaluation(CONFIG, 4).network_names == ("policy", "search-1", "search")
     asked = Evaluation(CONFIG, 4, ["greedy"], [4])
-    assert asked.baseline_names == ("greedy",)
+    assert asked.opponents == ("greedy",)
     assert asked.network_names == ("policy", "search-1", "search", "search-4")
+    assert Evaluation(parse_config("", []), 4).opponents == ()
     plain = parse_config("", ["game.name=tic_tac_toe"])
-    assert Evaluation(plain, 4).baseline_names == ("random", "greedy", "mcts-1000", "perfect")
+    assert Evaluation(plain, 4).opponents == ("random", "greedy", "mcts-1000", "perfect")
