@@ -72,6 +72,7 @@ class Scratch(NamedTuple):
         points: [36, tiles, inputs].
         products: [36, tiles, outputs].
         tile: one tile of LANES channels.
+        result: one board of `outputs` channels.
         games: boards in work at once.
     """
 
@@ -79,6 +80,7 @@ class Scratch(NamedTuple):
     points: Floats
     products: Floats
     tile: Floats
+    result: Floats
     games: int
 
 
@@ -115,6 +117,7 @@ def make_scratch(board: Board, layer: Layer) -> Scratch:
         points=zeros(NUM_PRODUCTS * rows * layer.inputs),
         products=zeros(NUM_PRODUCTS * rows * layer.outputs),
         tile=zeros(NUM_PRODUCTS * LANES),
+        result=zeros(board.height * board.width * layer.outputs),
         games=games,
     )
 
@@ -164,7 +167,7 @@ def convolve(
         means: [B * outputs].
     """
     games: int = offsets.shape[0] // layer.outputs
-    tiles = board.tile_rows * board.tile_columns
+    tiles, cells = board.tile_rows * board.tile_columns, board.height * board.width
     for first in range(0, games, scratch.games):
         count = min(scratch.games, games - first)
         rows = (count * tiles + _ROWS - 1) // _ROWS * _ROWS
@@ -173,8 +176,8 @@ def convolve(
         _multiply(layer, scratch.points, scratch.products, rows)
         for game in range(count):
             place = _Place(first + game, game * tiles, rows)
-            _from_points(board, layer.outputs, scratch, offsets, skipped, output, place)
-            _average(board.height * board.width, layer.outputs, output, means, first + game)
+            _from_points(board, layer.outputs, scratch, offsets, place)
+            _finish(cells, layer.outputs, scratch.result, skipped, output, means, first + game)
 
 
 @njit
@@ -240,17 +243,9 @@ def _multiply(layer: Layer, points: Floats, products: Floats, rows: int) -> None
 
 
 @njit
-def _from_points(
-    board: Board,
-    channels: int,
-    scratch: Scratch,
-    offsets: Floats,
-    skipped: Floats,
-    output: Floats,
-    place: _Place,
-) -> None:
-    """Make the cells of one board from its tiles in `products`."""
-    tile, products = scratch.tile, scratch.products
+def _from_points(board: Board, channels: int, scratch: Scratch, offsets: Floats, place: _Place) -> None:
+    """Make the cells of one board from its tiles in `products`, with its offsets added, in `result`."""
+    tile, products, result = scratch.tile, scratch.products, scratch.result
     two, four, eight = splat(2), splat(4), splat(8)
     stride = POINTS * place.rows * channels
     for number in range(board.tile_rows * board.tile_columns):
@@ -275,29 +270,33 @@ def _from_points(
                 d, e = load(tile, k + 3 * LANES), load(tile, k + 4 * LANES)
                 first, last = load(tile, k), load(tile, k + 5 * LANES)
                 sum_1, difference_1, sum_2, difference_2 = b + c, b - c, d + e, d - e
-                k = ((place.game * board.height + top + y) * board.width + left) * channels + channel
-                _finish(offset + first + sum_1 + sum_2, skipped, output, k)
+                k = ((top + y) * board.width + left) * channels + channel
+                store(result, k, offset + first + sum_1 + sum_2)
                 if width > 1:
-                    _finish(offset + difference_1 + two * difference_2, skipped, output, k + channels)
+                    store(result, k + channels, offset + difference_1 + two * difference_2)
                 if width > 2:
-                    _finish(offset + sum_1 + four * sum_2, skipped, output, k + 2 * channels)
+                    store(result, k + 2 * channels, offset + sum_1 + four * sum_2)
                 if width > 3:
-                    _finish(offset + difference_1 + eight * difference_2 + last, skipped, output, k + 3 * channels)
+                    store(result, k + 3 * channels, offset + difference_1 + eight * difference_2 + last)
 
 
 @njit
-def _finish(cell: Floats, skipped: Floats, output: Floats, k: int) -> None:
-    if skipped.shape[0] > 0:
-        cell = cell + load(skipped, k)
-    store(output, k, positive_part(cell))
-
-
-@njit
-def _average(cells: int, channels: int, output: Floats, means: Floats, game: int) -> None:
+def _finish(
+    cells: int, channels: int, result: Floats, skipped: Floats, output: Floats, means: Floats, game: int
+) -> None:
+    """Add what is skipped, if anything, to one board, cut it off at 0, and average it."""
+    adds = skipped.shape[0] > 0
     for channel in range(0, channels, LANES):
         total = splat(0)
         for cell in range(cells):
-            total = total + load(output, (game * cells + cell) * channels + channel)
+            k = cell * channels + channel
+            value = load(result, k)
+            k += game * cells * channels
+            if adds:
+                value = value + load(skipped, k)
+            value = positive_part(value)
+            store(output, k, value)
+            total = total + value
         store(means, game * channels + channel, total * splat(1 / cells))
 
 
