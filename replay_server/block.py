@@ -7,13 +7,18 @@ from typing import NamedTuple
 
 import numpy as np
 import xxhash
+from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
 from zero.trajectories import Signature
-from zero.wire import codec, replay_pb2, trajectory_pb2
+from zero.wire import codec, trajectory_pb2
 from zero.wire.codec import CodecError, Reason
+from zero.wire.insert_parts import TrajectoryPart, no_request
 
 DIGEST_BYTES = 16
+_RAW = (trajectory_pb2.ENCODING_RAW, trajectory_pb2.ENCODING_UNSPECIFIED)
+_MOST_HEADERS = 4096
+_LONGEST_HEADER = 1024  # bytes; nobody who sends nonsense fills the memory with it
 _HEADER = struct.Struct("<QQ???QQ")
 
 
@@ -69,62 +74,121 @@ class Block:
         return len(self.columns[0])
 
 
-def decode_block(
-    trajectories: Sequence[trajectory_pb2.Trajectory],
-    signature: Signature,
-    message: bytes,
-    max_steps: int,
-    max_bytes: int,
-) -> Block:
-    """Unpack and check the trajectories of an insert call.
+class _Fit(NamedTuple):
+    """Which data a header of a column stands for.
 
-    Raises:
-        CodecError: as codec.unpack_trajectory, check_new, unpack_priorities and check_column; the text names the
-            trajectory. BAD_MESSAGE without trajectories, BAD_LENGTH for more than max_steps together.
+    Attributes:
+        place: of the column in the signature.
+        num_steps: T.
+        num_bytes: of the data.
     """
-    if not trajectories:
-        raise CodecError(Reason.BAD_MESSAGE, "an insert needs at least one trajectory")
-    records: list[Record] = []
-    parts: list[list[bytes]] = []
-    total = 0
-    bytes_per_step = sum(codec.row_bytes(spec) for spec in signature)
-    for trajectory in trajectories:
-        try:
-            num_steps, data = codec.unpack_trajectory(
-                trajectory, signature, max_steps, max_bytes - total * bytes_per_step
-            )
-            codec.check_new(trajectory)
-            records.append(_record(trajectory, num_steps, data))
-        except CodecError as error:
-            raise CodecError(error.reason, f"trajectory {_shown(trajectory)}: {error.message}") from None
-        total += num_steps
-        parts.append(data)
-    if total > max_steps:
-        raise CodecError(Reason.BAD_LENGTH, f"an insert of {total} steps; the table takes {max_steps} in all")
-    columns = [
-        codec.array_of(b"".join(column), spec, total)
-        for spec, column in zip(signature, zip(*parts, strict=True), strict=True)
-    ]
-    for spec, column in zip(signature, columns, strict=True):
-        try:
-            codec.check_column(column, spec)
-        except CodecError as error:
-            shown = ", ".join(_shown(trajectory) for trajectory in trajectories[:3])
-            raise CodecError(error.reason, f"{error.message} (among trajectories {shown} ...)") from None
-    return Block(records, columns, message)
+
+    place: int
+    num_steps: int
+    num_bytes: int
 
 
-def decode_insert(message: bytes, signature: Signature, max_steps: int = 2**31 - 1, max_bytes: int = 1 << 32) -> Block:
-    """Unpack a serialized InsertRequest; as decode_block."""
-    request = replay_pb2.InsertRequest.FromString(message)
-    return decode_block(request.trajectories, signature, message, max_steps, max_bytes)
+_UNFIT = _Fit(-1, -1, -1)
 
 
-def _shown(trajectory: trajectory_pb2.Trajectory) -> str:
-    return repr(trajectory.trajectory_id[: codec.MAX_ID_CHARACTERS])
+class BlockReader:
+    """Makes blocks of what is inserted into tables of one signature.
+
+    The usual trajectory has its columns raw and in the order of the signature. It is told by their headers, which are
+    the same again and again; any other trajectory goes the way that names what is wrong with it.
+    """
+
+    def __init__(self, signature: Signature) -> None:
+        self._signature = signature
+        self._step_bytes = sum(map(codec.row_bytes, signature))
+        self._fits: dict[bytes, _Fit] = {}  # by header
+
+    def read(self, message: bytes, parts: Sequence[TrajectoryPart], max_steps: int, max_bytes: int) -> Block:
+        """Unpack and check the trajectories of an insert call.
+
+        Args:
+            message: the InsertRequest.
+            parts: its trajectories.
+            max_steps: all of them together may have.
+            max_bytes: they may take when unpacked.
+
+        Raises:
+            CodecError: as codec.unpack_trajectory, check_new, unpack_priorities and check_column; the text names the
+                trajectory. BAD_MESSAGE without trajectories, BAD_LENGTH for more than max_steps together.
+        """
+        if not parts:
+            raise CodecError(Reason.BAD_MESSAGE, "an insert needs at least one trajectory")
+        records: list[Record] = []
+        datas: list[Sequence[bytes | memoryview]] = []
+        view = memoryview(message)
+        total = 0
+        for part in parts:
+            left = max_bytes - total * self._step_bytes
+            try:
+                num_steps, data = self._unpack(view, part, max_steps, left)
+                codec.check_new(part.trajectory)
+                records.append(_record(part.trajectory, num_steps, data))
+            except CodecError as error:
+                raise CodecError(error.reason, f"trajectory {_shown(part)}: {error.message}") from None
+            except DecodeError:
+                raise no_request() from None
+            total += num_steps
+            datas.append(data)
+        if total > max_steps:
+            raise CodecError(Reason.BAD_LENGTH, f"an insert of {total} steps; the table takes {max_steps} in all")
+        columns = [
+            codec.array_of(b"".join(data), spec, total)
+            for spec, data in zip(self._signature, zip(*datas, strict=True), strict=True)
+        ]
+        for spec, column in zip(self._signature, columns, strict=True):
+            try:
+                codec.check_column(column, spec)
+            except CodecError as error:
+                shown = ", ".join(_shown(part) for part in parts[:3])
+                raise CodecError(error.reason, f"{error.message} (among trajectories {shown} ...)") from None
+        return Block(records, columns, message)
+
+    def _unpack(
+        self, view: memoryview, part: TrajectoryPart, max_steps: int, max_bytes: int
+    ) -> tuple[int, Sequence[bytes | memoryview]]:
+        """The number of steps, and the raw bytes of every column in the order of the signature."""
+        num_steps = self._usual_steps(part)
+        if 0 < num_steps <= max_steps and num_steps * self._step_bytes <= max_bytes:
+            codec.check_fields(part.trajectory)
+            return num_steps, [view[start:stop] for _, start, stop in part.columns]
+        whole = trajectory_pb2.Trajectory.FromString(bytes(view[part.start : part.stop]))
+        return codec.unpack_trajectory(whole, self._signature, max_steps, max_bytes)
+
+    def _usual_steps(self, part: TrajectoryPart) -> int:
+        """The number of steps if the columns are as usual, else -1."""
+        num_steps = -1
+        for i, (header, start, stop) in enumerate(part.columns):
+            fit = self._fits.get(header) or self._fit(header)
+            if fit.place != i or fit.num_bytes != stop - start or (i and fit.num_steps != num_steps):
+                return -1
+            num_steps = fit.num_steps
+        return num_steps if len(part.columns) == len(self._signature) else -1
+
+    def _fit(self, header: bytes) -> _Fit:
+        column = trajectory_pb2.Column.FromString(header)
+        fit = _UNFIT
+        for i, spec in enumerate(self._signature):
+            rows, *shape = column.shape or (0,)
+            is_same = (column.name, column.dtype, tuple(shape)) == (spec.name, spec.dtype, spec.shape)
+            if is_same and rows > 0 and column.encoding in _RAW:
+                fit = _Fit(i, rows, rows * codec.row_bytes(spec))
+        if len(self._fits) >= _MOST_HEADERS:
+            self._fits.clear()
+        if len(header) <= _LONGEST_HEADER:
+            self._fits[header] = fit
+        return fit
 
 
-def _record(trajectory: trajectory_pb2.Trajectory, num_steps: int, columns: Sequence[bytes]) -> Record:
+def _shown(part: TrajectoryPart) -> str:
+    return repr(part.trajectory.trajectory_id[: codec.MAX_ID_CHARACTERS])
+
+
+def _record(trajectory: trajectory_pb2.Trajectory, num_steps: int, columns: Sequence[bytes | memoryview]) -> Record:
     if trajectory.first_step + num_steps >= 2**31:
         raise CodecError(Reason.BAD_LENGTH, f"first_step is {trajectory.first_step}; at most 2^31 steps are taken")
     stats = tuple(sorted(trajectory.stats.items()))
@@ -148,7 +212,7 @@ def _digest(
     trajectory: trajectory_pb2.Trajectory,
     num_steps: int,
     stats: tuple[tuple[str, float], ...],
-    columns: Sequence[bytes],
+    columns: Sequence[bytes | memoryview],
 ) -> bytes:
     """A fingerprint of the content, the same however it was packed; against accidents, not against forgers."""
     fingerprint = xxhash.xxh3_128(

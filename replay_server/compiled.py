@@ -6,12 +6,14 @@ from replay_server.selectors import SELECTORS
 from replay_server.slots import Slots
 from zero.tables import TableConfig
 from zero.trajectories import ColumnSpec
+from zero.wire.insert_parts import take_apart
 
 _STEPS = 2
 
 
 def load_compiled() -> None:
     """Call once whatever of a table is compiled; takes seconds, or half a minute where nothing is compiled yet."""
+    take_apart(b"")
     slots = Slots(_STEPS)
     held = slots.reserve(_STEPS)
     slots.fill(held, [_STEPS], np.zeros(1, np.int64))

@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from replay_server.block import Block, decode_block
-from replay_server.border import Border, Call, parse, streamed_hold_seconds
+from replay_server.block import Block, BlockReader
+from replay_server.border import Border, Call, streamed_hold_seconds
 from replay_server.errors import Refusal
 from replay_server.group_commit import GroupCommit, Part
 from replay_server.limits import Direction
@@ -16,8 +16,10 @@ from replay_server.served_table import ServedTable
 from zero.trajectories import Signature
 from zero.wire import replay_pb2
 from zero.wire.codec import CodecError, Reason
+from zero.wire.insert_parts import InsertParts, take_apart
 from zero.wire.wire_format import BYTES, FIXED64, read_fields
 
+_MOST_READERS = 64
 _AHEAD = 8  # inserts of one stream that are under way at once
 
 
@@ -59,6 +61,7 @@ class Inserter:
         self._border = border
         self._in_flight = border.in_flight
         self._metrics = metrics
+        self._readers: dict[Signature, BlockReader] = {}
 
     async def insert(self, data: bytes, call: Call) -> bytes:
         """Answer a serialized InsertRequest."""
@@ -93,24 +96,24 @@ class Inserter:
                 STORE_UNAVAILABLE, NOT_DURABLE, the last two also through the future.
         """
         deadline = time.monotonic() + seconds
-        request = parse(replay_pb2.InsertRequest, message)
-        targets = self._targets(request, message)
+        parts = take_apart(message)
+        targets = self._targets(parts, message)
         while True:
             await _settled(targets)
             tables = [target.served for target in targets]
             if not self._commit.is_durable(tables):  # what is known already is acknowledged, too
                 await self._commit.make_durable(tables)
                 continue
-            admissions = _admissions(targets, request, self._in_flight.max_message_bytes)
+            admissions = self._admissions(targets, parts)
             waited = await self._pass(admissions, deadline)
             if not waited or _still_new(targets, admissions):
                 return self._store(targets, admissions)
             for admission in admissions:  # another call has brought some of it meanwhile
                 admission.served.withdraw(admission.num_items)
 
-    def _targets(self, request: replay_pb2.InsertRequest, message: bytes) -> list[_Target]:
+    def _targets(self, parts: InsertParts, message: bytes) -> list[_Target]:
         """The tables, by name: so that calls which wait for several tables never wait for each other."""
-        names = [request.table, *request.more_tables]
+        names = [parts.request.table, *parts.request.more_tables]
         if len(set(names)) != len(names):
             raise Refusal(Reason.BAD_MESSAGE, "a table is named twice")
         tables = [self._find(name) for name in sorted(names)]
@@ -119,12 +122,37 @@ class Inserter:
             config = served.table.config
             capacities[config.signature] = min(config.capacity, capacities.get(config.signature, config.capacity))
         blocks = {
-            signature: decode_block(
-                request.trajectories, signature, message, capacity, self._in_flight.max_message_bytes
-            )
-            for signature, capacity in capacities.items()
+            signature: self._read(signature, message, parts, capacity) for signature, capacity in capacities.items()
         }
         return [_Target(served, blocks[served.table.config.signature]) for served in tables]
+
+    def _read(self, signature: Signature, message: bytes, parts: InsertParts, capacity: int) -> Block:
+        reader = self._readers.get(signature)
+        if reader is None:
+            if len(self._readers) >= _MOST_READERS:
+                self._readers.clear()
+            reader = self._readers[signature] = BlockReader(signature)
+        return reader.read(message, parts.trajectories, capacity, self._in_flight.max_message_bytes)
+
+    def _admissions(self, targets: Sequence[_Target], parts: InsertParts) -> list[_Admission]:
+        """What of an insert is new, per table."""
+        admissions: list[_Admission] = []
+        for served, block in targets:
+            fresh = served.table.check_new(block)
+            if not fresh:
+                continue
+            chosen = block if len(fresh) == len(block.records) else self._part(served, block, parts, fresh)
+            admissions.append(_Admission(served, chosen, served.table.items_of(chosen)))
+        return admissions
+
+    def _part(self, served: ServedTable, block: Block, parts: InsertParts, chosen: Sequence[int]) -> Block:
+        """Some records of a block, with a message of their own."""
+        trajectories = (parts.trajectories[i] for i in chosen)
+        pieces = (block.message[trajectory.tag : trajectory.stop] for trajectory in trajectories)
+        request = replay_pb2.InsertRequest(table=served.name)
+        message = request.SerializeToString() + b"".join(pieces)
+        config = served.table.config
+        return self._read(config.signature, message, take_apart(message), config.capacity)
 
     async def _pass(self, admissions: Sequence[_Admission], deadline: float) -> bool:
         """Pass the rate limiters one after the other; whether it took time."""
@@ -265,24 +293,6 @@ async def _settled(targets: Sequence[_Target]) -> None:
         if not pending:
             return
         await asyncio.wait(pending)
-
-
-def _admissions(targets: Sequence[_Target], request: replay_pb2.InsertRequest, max_bytes: int) -> list[_Admission]:
-    """What of an insert is new, per table."""
-    admissions: list[_Admission] = []
-    for served, block in targets:
-        fresh = served.table.check_new(block)
-        if not fresh:
-            continue
-        part = block if len(fresh) == len(block.records) else _part(request, fresh, served, max_bytes)
-        admissions.append(_Admission(served, part, served.table.items_of(part)))
-    return admissions
-
-
-def _part(request: replay_pb2.InsertRequest, chosen: Sequence[int], served: ServedTable, max_bytes: int) -> Block:
-    part = replay_pb2.InsertRequest(table=served.name, trajectories=[request.trajectories[i] for i in chosen])
-    config = served.table.config
-    return decode_block(part.trajectories, config.signature, part.SerializeToString(), config.capacity, max_bytes)
 
 
 def _still_new(targets: Sequence[_Target], admissions: Sequence[_Admission]) -> bool:

@@ -197,8 +197,14 @@ class Table:
 
     def place(self, block: Block) -> Placement:
         """Reserve slots for a block that can be placed; what the remover chooses to make room is gone from now on."""
-        while self._slots.num_free < block.num_steps:
-            self._remove(self._stored[self._remover.choose()])
+        gone: list[Stored] = []
+        lacking = block.num_steps - self._slots.num_free
+        while lacking > 0:
+            chosen = self._stored[self._remover.choose()]
+            self._forget(chosen)
+            gone.append(chosen)
+            lacking -= len(chosen.slots)
+        self._empty(gone)
         slots = self._slots.reserve(block.num_steps)
         placement = Placement(self.next_ordinal, slots.astype(np.int32), self._clock())
         self.next_ordinal += len(block.records)
@@ -302,7 +308,8 @@ class Table:
     def remove(self, trajectories: Sequence[Stored]) -> None:
         """Remove stored trajectories; their ids stay known."""
         for stored in trajectories:
-            self._remove(stored)
+            self._forget(stored)
+        self._empty(trajectories)
 
     def take_removed(self) -> list[Removed]:
         """What was removed since the last call, for whatever reason, oldest first."""
@@ -317,18 +324,23 @@ class Table:
         """The removed ones that are still known, oldest first; before them removed parts of stored ones."""
         return self._known.removed()
 
-    def _remove(self, stored: Stored) -> None:
-        slots = stored.slots.astype(np.int64)
-        self._items.remove(slots)
-        self._slots.empty(slots)
+    def _forget(self, stored: Stored) -> None:
+        """A trajectory is stored no more; its slots are still to be emptied."""
         self._unlink(stored)
         self._remover.remove(stored.ordinal)
         del self._stored[stored.ordinal]
         removed = self._known.remove(stored)
         if self._logged:
             self._removed.append(removed)
-        self.num_steps -= len(slots)
+        self.num_steps -= len(stored.slots)
         self.removed_trajectories += 1
+
+    def _empty(self, trajectories: Sequence[Stored]) -> None:
+        """The steps of forgotten trajectories are no more."""
+        if trajectories:
+            slots = np.concatenate([stored.slots for stored in trajectories]).astype(np.int64)
+            self._items.remove(slots)
+            self._slots.empty(slots)
 
     def _unlink(self, stored: Stored) -> None:
         """Let sequences that went on in this trajectory go on in the one after it: as they will after a restart."""
@@ -465,10 +477,8 @@ class Table:
 
     def _remove_without_items(self, ordinals: set[int]) -> None:
         """Remove those of these trajectories that have ended and can never be drawn again."""
-        for ordinal in sorted(ordinals):
-            stored = self._stored[ordinal]
-            if not stored.open and not self._items.are_in(stored.slots).any():
-                self._remove(stored)
+        trajectories = [self._stored[ordinal] for ordinal in sorted(ordinals)]
+        self.remove([one for one in trajectories if not one.open and not self._items.are_in(one.slots).any()])
 
     def n_step(self, drawn: Drawn, wanted: NStep) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Returns [B] of at most n rewards, and what a value after them [B] is multiplied with."""

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from replay_server.block import Block, decode_block
+from replay_server.block import Block, BlockReader
 from replay_server.errors import Refusal
 from replay_server.removers import REMOVERS
 from replay_server.selectors import SELECTORS
@@ -26,6 +26,7 @@ from zero.trajectories import (
     Window,
 )
 from zero.wire import codec, replay_pb2
+from zero.wire.insert_parts import take_apart
 
 CAPACITY = 23
 WINDOWS = {"observation": 1, "action": 3, "reward": 4, "policy": 6}
@@ -44,7 +45,8 @@ class Clock:
 
 def block_of(*trajectories: Trajectory) -> Block:
     request = replay_pb2.InsertRequest(trajectories=[codec.encode_trajectory(item) for item in trajectories])
-    return decode_block(request.trajectories, SIGNATURE, request.SerializeToString(), CAPACITY, 1 << 20)
+    message = request.SerializeToString()
+    return BlockReader(SIGNATURE).read(message, take_apart(message).trajectories, CAPACITY, 1 << 20)
 
 
 def table(**changes: object) -> Table:

@@ -283,11 +283,7 @@ def unpack_trajectory(
     Raises:
         CodecError: as unpack_column, and BAD_MESSAGE, NOT_FINITE for a stat, MESSAGE_TOO_LARGE.
     """
-    if not 1 <= len(message.trajectory_id) <= MAX_ID_CHARACTERS:
-        raise CodecError(Reason.BAD_MESSAGE, f"trajectory_id must have 1 to {MAX_ID_CHARACTERS} characters")
-    _check_kept(message)
-    if message.open and (message.terminated or message.truncated):
-        raise CodecError(Reason.BAD_MESSAGE, "an open chunk can be neither terminated nor truncated: more steps follow")
+    check_fields(message)
     columns = _in_order(message.columns, signature)
     num_steps = columns[0].shape[0] if columns[0].shape else 0
     if not 1 <= num_steps <= max_steps:
@@ -295,6 +291,19 @@ def unpack_trajectory(
     if num_steps * sum(row_bytes(spec) for spec in signature) > max_bytes:
         raise CodecError(Reason.MESSAGE_TOO_LARGE, f"{num_steps} steps take more than {max_bytes} bytes when unpacked")
     return num_steps, [unpack_column(column, spec, num_steps) for column, spec in zip(columns, signature, strict=True)]
+
+
+def check_fields(message: trajectory_pb2.Trajectory) -> None:
+    """Check a trajectory besides its columns and priorities.
+
+    Raises:
+        CodecError: BAD_MESSAGE, NOT_FINITE for a stat.
+    """
+    if not 1 <= len(message.trajectory_id) <= MAX_ID_CHARACTERS:
+        raise CodecError(Reason.BAD_MESSAGE, f"trajectory_id must have 1 to {MAX_ID_CHARACTERS} characters")
+    _check_kept(message)
+    if message.open and (message.terminated or message.truncated):
+        raise CodecError(Reason.BAD_MESSAGE, "an open chunk can be neither terminated nor truncated: more steps follow")
 
 
 def _check_kept(message: trajectory_pb2.Trajectory) -> None:
