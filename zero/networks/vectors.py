@@ -22,6 +22,8 @@ _VECTOR = ir.VectorType(ir.FloatType(), LANES)
 _FLOAT_ALIGNMENT = 4
 
 Floats = NDArray[np.float32]
+Vector = NDArray[Any]
+"""LANES numbers of float32; of any type for pyright, to which sums of float32 are float64."""
 
 
 class VectorType(types.Type):
@@ -32,6 +34,7 @@ class VectorType(types.Type):
 
 
 _vector = VectorType()
+_intrinsic: Callable[[Callable[..., Any]], Callable[..., Any]] = intrinsic
 
 
 @register_model(VectorType)
@@ -40,27 +43,27 @@ class _VectorModel(models.PrimitiveModel):
         super().__init__(manager, frontend_type, _VECTOR)
 
 
-def load(array: Floats, index: int) -> Floats:
+def load(array: Floats, index: int) -> Vector:
     """The vector at array[index:index + LANES]; the array has one dimension and is contiguous."""
     return array[index : index + LANES].copy()
 
 
-def store(array: Floats, index: int, vector: Floats) -> None:
+def store(array: Floats, index: int, vector: Vector) -> None:
     """Set array[index:index + LANES]."""
     array[index : index + LANES] = vector
 
 
-def splat(number: float | np.float32) -> Floats:
+def splat(number: float | np.float32) -> Vector:
     """A float32 in every lane."""
     return np.full(LANES, number, np.float32)
 
 
-def multiply_add(left: Floats, right: Floats, addend: Floats) -> Floats:
+def multiply_add(left: Vector, right: Vector, addend: Vector) -> Vector:
     """The vector left * right + addend, rounded once or twice as the processor likes."""
     return left * right + addend
 
 
-def positive_part(vector: Floats) -> Floats:
+def positive_part(vector: Vector) -> Vector:
     """The larger of each lane and 0."""
     return np.maximum(vector, np.float32(0))
 
@@ -70,7 +73,7 @@ def _address(context: Any, builder: Any, array_type: Any, array: Any, index: Any
     return builder.bitcast(builder.gep(data, [index]), _VECTOR.as_pointer())
 
 
-@intrinsic
+@_intrinsic
 def _load(_typing: Any, array: Any, _index: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         loaded = builder.load(_address(context, builder, signature.args[0], *arguments))
@@ -80,7 +83,7 @@ def _load(_typing: Any, array: Any, _index: Any) -> Any:
     return _vector(array, types.intp), generate
 
 
-@intrinsic
+@_intrinsic
 def _store(_typing: Any, array: Any, _index: Any, _vector_type: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         array, index, vector = arguments
@@ -91,7 +94,7 @@ def _store(_typing: Any, array: Any, _index: Any, _vector_type: Any) -> Any:
     return types.void(array, types.intp, _vector), generate
 
 
-@intrinsic
+@_intrinsic
 def _splat(_typing: Any, _number: Any) -> Any:
     def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         index = ir.IntType(32)
@@ -102,7 +105,7 @@ def _splat(_typing: Any, _number: Any) -> Any:
     return _vector(types.float32), generate
 
 
-@intrinsic
+@_intrinsic
 def _multiply_add(_typing: Any, _left: Any, _right: Any, _addend: Any) -> Any:
     def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         name = f"llvm.fmuladd.v{LANES}f32"
@@ -112,7 +115,7 @@ def _multiply_add(_typing: Any, _left: Any, _right: Any, _addend: Any) -> Any:
     return _vector(_vector, _vector, _vector), generate
 
 
-@intrinsic
+@_intrinsic
 def _positive_part(_typing: Any, _vector_type: Any) -> Any:
     def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         zero = ir.Constant(_VECTOR, [0.0] * LANES)
@@ -123,7 +126,7 @@ def _positive_part(_typing: Any, _vector_type: Any) -> Any:
 
 
 def _arithmetic(instruction: str) -> Callable[..., Any]:
-    @intrinsic
+    @_intrinsic
     def operation(_typing: Any, _left: Any, _right: Any) -> Any:
         def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
             return getattr(builder, instruction)(*arguments, flags=("contract",))
@@ -133,45 +136,61 @@ def _arithmetic(instruction: str) -> Callable[..., Any]:
     return operation
 
 
-_add, _subtract, _multiply = _arithmetic("fadd"), _arithmetic("fsub"), _arithmetic("fmul")
+_add, _subtract = _arithmetic("fadd"), _arithmetic("fsub")
 
 
-# numba wants functions of Python here, and their names for the arguments.
-@overload(load, strict=False)
+# numba wants the same parameters, annotations included, of what stands for a function and of what it overloads.
+@overload(load)
 def _overload_load(array: Any, index: Any) -> Any:  # noqa: ARG001
-    return lambda array, index: _load(array, index)  # noqa: PLW0108
+    def implementation(array: Any, index: Any) -> Any:
+        return _load(array, index)
+
+    return implementation
 
 
-@overload(store, strict=False)
+@overload(store)
 def _overload_store(array: Any, index: Any, vector: Any) -> Any:  # noqa: ARG001
-    return lambda array, index, vector: _store(array, index, vector)  # noqa: PLW0108
+    def implementation(array: Any, index: Any, vector: Any) -> Any:
+        return _store(array, index, vector)
+
+    return implementation
 
 
-@overload(splat, strict=False)
+@overload(splat)
 def _overload_splat(number: Any) -> Any:  # noqa: ARG001
-    return lambda number: _splat(np.float32(number))
+    def implementation(number: Any) -> Any:
+        return _splat(np.float32(number))
+
+    return implementation
 
 
-@overload(multiply_add, strict=False)
+@overload(multiply_add)
 def _overload_multiply_add(left: Any, right: Any, addend: Any) -> Any:  # noqa: ARG001
-    return lambda left, right, addend: _multiply_add(left, right, addend)  # noqa: PLW0108
+    def implementation(left: Any, right: Any, addend: Any) -> Any:
+        return _multiply_add(left, right, addend)
+
+    return implementation
 
 
-@overload(positive_part, strict=False)
+@overload(positive_part)
 def _overload_positive_part(vector: Any) -> Any:  # noqa: ARG001
-    return lambda vector: _positive_part(vector)  # noqa: PLW0108
+    def implementation(vector: Any) -> Any:
+        return _positive_part(vector)
+
+    return implementation
 
 
-@overload(operator.add, strict=False)
+@overload(operator.add)
 def _overload_add(left: Any, right: Any) -> Any:
-    return (lambda left, right: _add(left, right)) if left == right == _vector else None  # noqa: PLW0108
+    def implementation(left: Any, right: Any) -> Any:
+        return _add(left, right)
+
+    return implementation if left == right == _vector else None
 
 
-@overload(operator.sub, strict=False)
+@overload(operator.sub)
 def _overload_subtract(left: Any, right: Any) -> Any:
-    return (lambda left, right: _subtract(left, right)) if left == right == _vector else None  # noqa: PLW0108
+    def implementation(left: Any, right: Any) -> Any:
+        return _subtract(left, right)
 
-
-@overload(operator.mul, strict=False)
-def _overload_multiply(left: Any, right: Any) -> Any:
-    return (lambda left, right: _multiply(left, right)) if left == right == _vector else None  # noqa: PLW0108
+    return implementation if left == right == _vector else None

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from zero.jit import njit
-from zero.networks.vectors import LANES, load, multiply_add, positive_part, splat, store
+from zero.networks.vectors import LANES, Vector, load, multiply_add, positive_part, splat, store
 
 Floats = NDArray[np.float32]
 
@@ -181,14 +181,18 @@ def convolve(
 
 
 @njit
-def _at_points(a: Floats, b: Floats, c: Floats, d: Floats, e: Floats, f: Floats) -> tuple[Floats, ...]:
+def _at_points(a: Vector, b: Vector, c: Vector, d: Vector, e: Vector, f: Vector) -> tuple[Vector, ...]:
     """Six cells in a line as values at the six points, 0, 1, -1, 2, -2 and infinity."""
-    two, four, five = splat(2), splat(4), splat(5)
-    even_1, odd_1 = e - four * c, d - four * b
-    even_2, odd_2 = e - c, two * (d - b)
-    first = multiply_add(four, a, e - five * c)
-    last = multiply_add(four, b, f - five * d)
-    return first, even_1 + odd_1, even_1 - odd_1, even_2 + odd_2, even_2 - odd_2, last
+    even_1, odd_1 = multiply_add(splat(-4), c, e), multiply_add(splat(-4), b, d)
+    even_2, odd_2 = e - c, d - b
+    return (
+        multiply_add(splat(4), a, multiply_add(splat(-5), c, e)),
+        even_1 + odd_1,
+        even_1 - odd_1,
+        multiply_add(splat(2), odd_2, even_2),
+        multiply_add(splat(-2), odd_2, even_2),
+        multiply_add(splat(4), b, multiply_add(splat(-5), d, f)),
+    )
 
 
 @njit
@@ -260,10 +264,10 @@ def _from_points(board: Board, channels: int, scratch: Scratch, offsets: Floats,
                 sum_1, difference_1, sum_2, difference_2 = b + c, b - c, d + e, d - e
                 k2 = x * LANES
                 store(tile, k2, load(products, k) + sum_1 + sum_2)
-                store(tile, k2 + POINTS * LANES, difference_1 + two * difference_2)
-                store(tile, k2 + 2 * POINTS * LANES, sum_1 + four * sum_2)
+                store(tile, k2 + POINTS * LANES, multiply_add(two, difference_2, difference_1))
+                store(tile, k2 + 2 * POINTS * LANES, multiply_add(four, sum_2, sum_1))
                 last = load(products, k + 5 * stride)
-                store(tile, k2 + 3 * POINTS * LANES, difference_1 + eight * difference_2 + last)
+                store(tile, k2 + 3 * POINTS * LANES, multiply_add(eight, difference_2, difference_1) + last)
             for y in range(min(TILE, board.height - top)):
                 k = y * POINTS * LANES
                 b, c = load(tile, k + LANES), load(tile, k + 2 * LANES)
@@ -273,11 +277,11 @@ def _from_points(board: Board, channels: int, scratch: Scratch, offsets: Floats,
                 k = ((top + y) * board.width + left) * channels + channel
                 store(result, k, offset + first + sum_1 + sum_2)
                 if width > 1:
-                    store(result, k + channels, offset + difference_1 + two * difference_2)
+                    store(result, k + channels, offset + multiply_add(two, difference_2, difference_1))
                 if width > 2:
-                    store(result, k + 2 * channels, offset + sum_1 + four * sum_2)
+                    store(result, k + 2 * channels, offset + multiply_add(four, sum_2, sum_1))
                 if width > 3:
-                    store(result, k + 3 * channels, offset + difference_1 + eight * difference_2 + last)
+                    store(result, k + 3 * channels, offset + multiply_add(eight, difference_2, difference_1) + last)
 
 
 @njit
@@ -297,11 +301,11 @@ def _finish(
             value = positive_part(value)
             store(output, k, value)
             total = total + value
-        store(means, game * channels + channel, total * splat(1 / cells))
+        store(means, game * channels + channel, multiply_add(total, splat(1 / cells), splat(0)))
 
 
 @njit
-def _load_six(array: Floats, k: int, stride: int) -> tuple[Floats, ...]:
+def _load_six(array: Floats, k: int, stride: int) -> tuple[Vector, ...]:
     return (
         load(array, k),
         load(array, k + stride),
@@ -313,18 +317,18 @@ def _load_six(array: Floats, k: int, stride: int) -> tuple[Floats, ...]:
 
 
 @njit
-def _store_six(array: Floats, k: int, stride: int, values: tuple[Floats, ...]) -> None:
+def _store_six(array: Floats, k: int, stride: int, values: tuple[Vector, ...]) -> None:
     _store_pair_apart(array, k, stride, values[0], values[1])
     _store_pair_apart(array, k + 2 * stride, stride, values[2], values[3])
     _store_pair_apart(array, k + 4 * stride, stride, values[4], values[5])
 
 
 @njit
-def _store_pair_apart(array: Floats, k: int, stride: int, first: Floats, second: Floats) -> None:
+def _store_pair_apart(array: Floats, k: int, stride: int, first: Vector, second: Vector) -> None:
     store(array, k, first)
     store(array, k + stride, second)
 
 
 @njit
-def _store_pair(array: Floats, k: int, first: Floats, second: Floats) -> None:
+def _store_pair(array: Floats, k: int, first: Vector, second: Vector) -> None:
     _store_pair_apart(array, k, LANES, first, second)
