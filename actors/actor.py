@@ -14,14 +14,15 @@ import torch
 from actors.data_collector import DataCollector
 from actors.metrics import ActorMetrics
 from actors.self_play import SelfPlay
+from actors.tuning import Tuning, fixed_number, tune
 from actors.weights_client import WeightsClient
 from replay_server.client import ReplayClient, create_table_when_reachable, registered_process
 from replay_server.credentials import Credentials
 from zero.config import ExperimentConfig
 from zero.games.game import Game
 from zero.games.registry import make_game
-from zero.networks.inference import InferenceNetwork, fastest_dtype
-from zero.networks.residual import make_network
+from zero.networks.inference import InferenceNetwork
+from zero.networks.residual import ResidualNetwork, make_network
 from zero.networks.weights import load_weights
 from zero.search.make_search import make_search
 from zero.search.tree_search import TreeSearch
@@ -57,14 +58,13 @@ class ActorSettings:
 
 
 class SearchFactory:
-    """Builds the search for given weights, in the dtype that is fastest on this machine."""
+    """Builds the search for given weights, in the dtype and for the games that were chosen."""
 
-    def __init__(self, config: ExperimentConfig, game: Game) -> None:
+    def __init__(self, config: ExperimentConfig, game: Game, network: ResidualNetwork, tuning: Tuning) -> None:
         self._config = config
         self._game = game
-        self._network = make_network(game, config.network, config.seed)
-        self._batch_size = config.self_play.games_per_actor
-        self.dtype = fastest_dtype(self._network, self._batch_size, time.perf_counter)
+        self._network = network
+        self._tuning = tuning
 
     def build(self, payload: bytes) -> TreeSearch:
         """A search with these weights.
@@ -73,8 +73,8 @@ class SearchFactory:
             WeightsMismatchError: the weights are of another network.
         """
         load_weights(self._network, payload)
-        network = InferenceNetwork(self._network, self.dtype)
-        return make_search(self._game, network, self._config, self._batch_size)
+        network = InferenceNetwork(self._network, self._tuning.dtype)
+        return make_search(self._game, network, self._config, self._tuning.games)
 
 
 class ActorLoop:
@@ -138,10 +138,20 @@ def run_actor(config: ExperimentConfig, settings: ActorSettings, stop: Event) ->
     entropy = secrets.randbits(128) if settings.entropy is None else settings.entropy
     seeds = np.random.SeedSequence((config.seed, settings.index, entropy))
     logger.info("%s plays with entropy %d", actor_id, entropy)
-    self_play = SelfPlay(game, config.self_play, config.search.num_simulations, actor_id, seeds)
-    searches = SearchFactory(config, game)
-    logger.info("%s evaluates in %s", actor_id, searches.dtype)
+    network = make_network(game, config.network, config.seed)
+    tuning = tune(game, network, config, time.process_time, games=fixed_number(config.self_play.games_per_actor))
+    logger.info(
+        "%s plays %d games at once in %s: %d simulations/s, measured in %.1f s",
+        actor_id,
+        tuning.games,
+        tuning.dtype,
+        tuning.simulations_per_second,
+        tuning.seconds,
+    )
+    self_play = SelfPlay(game, config.self_play, config.search.num_simulations, actor_id, seeds, tuning.games)
+    searches = SearchFactory(config, game, network, tuning)
     metrics = ActorMetrics()
+    metrics.report_tuning(tuning)
     with ReplayClient(settings.replay_address, credentials=settings.credentials) as client:
         if not create_table_when_reachable(client, self_play_table(config, game), stop):
             return

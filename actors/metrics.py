@@ -3,6 +3,7 @@
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Summary
 
 from actors.self_play import MoveReport
+from actors.tuning import Tuning
 
 
 class ActorMetrics:
@@ -47,6 +48,24 @@ class ActorMetrics:
             "Search value minus the return that followed, mean over the moves of a finished game.",
             registry=self.registry,
         )
+
+        self.games_at_once = Gauge(
+            "zero_actor_games_at_once", "Games in lock step, and so the batch of the network.", registry=self.registry
+        )
+        self.network_dtype = Gauge(
+            "zero_actor_network_dtype", "1 for the dtype that the network plays in.", ["dtype"], registry=self.registry
+        )
+        self.measured_simulations = Gauge(
+            "zero_actor_measured_simulations_per_second",
+            "Search simulations per second of processor time, as measured at start.",
+            registry=self.registry,
+        )
+
+    def report_tuning(self, tuning: Tuning) -> None:
+        """Enter how the actor plays."""
+        self.games_at_once.set(tuning.games)
+        self.network_dtype.labels(str(tuning.dtype).removeprefix("torch.")).set(1)
+        self.measured_simulations.set(tuning.simulations_per_second)
 
     def report_move(self, report: MoveReport) -> None:
         """Enter one move of all games."""

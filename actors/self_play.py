@@ -93,6 +93,7 @@ class SelfPlay:
         num_simulations: per move, unless it is searched cheaply.
         actor_id: stamped on the trajectories.
         seeds: the actor's seeds; every game spawns its own.
+        num_games: G.
     """
 
     def __init__(
@@ -102,19 +103,19 @@ class SelfPlay:
         num_simulations: int,
         actor_id: str,
         seeds: np.random.SeedSequence,
+        num_games: int,
     ) -> None:
         self._game = game
         self._config = config
         self._num_simulations = num_simulations
         self._actor_id = actor_id
         self._seeds = seeds
-        games = config.games_per_actor
         self._search_rng = np.random.default_rng(seeds.spawn(1)[0])
-        self._episode_seeds = np.zeros(games, np.uint64)
-        self._rngs = [self._new_rng(index) for index in range(games)]
-        self._first_versions = np.zeros(games, np.int64)
-        self._scores = np.zeros(games)
-        self._recorder = Recorder(self_play_signature(game), games)
+        self._episode_seeds = np.zeros(num_games, np.uint64)
+        self._rngs = [self._new_rng(index) for index in range(num_games)]
+        self._first_versions = np.zeros(num_games, np.int64)
+        self._scores = np.zeros(num_games)
+        self._recorder = Recorder(self_play_signature(game), num_games)
         self._states = game.initial(self._draw_outcomes())
 
     def play_move(self, search: TreeSearch, weights_version: int) -> tuple[list[Trajectory], MoveReport]:

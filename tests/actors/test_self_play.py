@@ -40,7 +40,8 @@ def search_for(game: Game, config: SelfPlayConfig = CONFIG, name: str = "gumbel"
 
 def start(game: Game, seed: int, config: SelfPlayConfig = CONFIG) -> SelfPlay:
     """Games in lock step, none moved yet."""
-    return SelfPlay(game, config, NUM_SIMULATIONS, "actor-0", np.random.SeedSequence(seed))
+    seeds = np.random.SeedSequence(seed)
+    return SelfPlay(game, config, NUM_SIMULATIONS, "actor-0", seeds, config.games_per_actor)
 
 
 def play(
