@@ -200,6 +200,8 @@ def train(  # noqa: PLR0913, PLR0917 - one parameter per option, as typer wants 
 
 app.command("replay-server")(serve)
 app.add_typer(replay, name="replay")
+profile = typer.Typer(no_args_is_help=True, help="Say where the time of a role goes.")
+app.add_typer(profile, name="profile")
 
 
 @app.command()
@@ -351,6 +353,31 @@ def show_config(experiment: Experiment = "triangle", overrides: Overrides = None
     config = load_experiment(experiment, overrides or [])
     _check(config)
     typer.echo(config_to_toml(config), nl=False)
+
+
+@profile.callback()
+def _profile() -> None:
+    """Keeps `actor` a command of its own while there is no other."""
+
+
+@profile.command("actor")
+def profile_actor(
+    experiment: Experiment = "triangle",
+    overrides: Overrides = None,
+    seconds: Annotated[float, typer.Option(min=0.1, max=3600, help="How long to play, after a warm-up.")] = 5.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Play for some seconds in this process and print what share of the time every part of self-play takes.
+
+    Rates are per second of the clock and of the processor; on a busy machine the second says what this one can do.
+
+    Example: `zero profile actor --seconds 3 --set network.channels=64 --set network.blocks=4`
+    """
+    config = load_experiment(experiment, overrides or [])
+    check_experiment(config)
+    from deploy.profile_actor import print_profile  # noqa: PLC0415 - imports torch
+
+    print_profile(config, seconds, Console(), as_json=as_json)
 
 
 def program_as_typed(argv0: str) -> str:
