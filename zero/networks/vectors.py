@@ -6,7 +6,7 @@ file of the function that it compiled: who changes this one must touch its impor
 
 import operator
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from llvmlite import ir
@@ -34,7 +34,7 @@ class VectorType(types.Type):
 
 
 _vector = VectorType()
-_intrinsic: Callable[[Callable[..., Any]], Callable[..., Any]] = intrinsic
+_intrinsic = cast("Callable[[Callable[..., Any]], Callable[..., Any]]", intrinsic)
 
 
 @register_model(VectorType)
