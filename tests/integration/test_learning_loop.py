@@ -154,11 +154,11 @@ def test_the_health_of_learning_is_shown_as_it_is(address: str, client: ReplayCl
         client.publish_weights(weights_to_bytes(make_network(game, network, other)), 0)
     with (
         running(lambda stop: run_actor(config, ActorSettings(address), stop)),
-        closing(NotingDataUser(client, learner.windows(), stop)) as user,
         closing(WeightsPublisher(client)) as publisher,
     ):
         wait_until(lambda: client.server_info().tables[TABLE_NAME].inserted_steps >= 200)
-        LearnerLoop(config, learner, user, publisher, store, metrics).run(stop)
+        with closing(NotingDataUser(client, learner.windows(), stop)) as user:
+            LearnerLoop(config, learner, user, publisher, store, metrics).run(stop)
     batch = user.batches[0]
     value = metrics.registry.get_sample_value
     assert value("zero_learner_staleness_versions") == pytest.approx(3 - batch.weights_versions.mean())
