@@ -45,6 +45,7 @@ class TableState(NamedTuple):
         samples_per_insert: its rate limiter's aim; 0 without one.
         error_buffer: how far its rate limiter lets samples and inserts get ahead.
         difference: samples_per_insert x inserts - samples; what error_buffer bounds.
+        duplicate_seeds: stored trajectories whose episode seed an earlier one has, too.
     """
 
     table: str
@@ -59,6 +60,7 @@ class TableState(NamedTuple):
     samples_per_insert: float
     error_buffer: float
     difference: float
+    duplicate_seeds: int
 
 
 @dataclass(frozen=True)
@@ -305,6 +307,7 @@ _TABLE_LEVELS = {
     "limiter_error_buffer": "How far the rate limiter's difference may get from 0.",
     "limiter_difference": "samples_per_insert x items inserted - positions drawn, since the rate limiter began; 0 "
     "without a ratio.",
+    "duplicate_episode_seeds": "Trajectories stored now that were dealt from the seed of an earlier one.",
 }
 
 
@@ -320,6 +323,7 @@ def _table_levels(state: TableState) -> tuple[float, ...]:
         state.samples_per_insert,
         state.error_buffer,
         state.difference,
+        state.duplicate_seeds,
     )
 
 

@@ -343,6 +343,7 @@ class ServedTable:
             self.limiter.config.samples_per_insert,
             self.limiter.config.error_buffer,
             self.limiter.difference,
+            self.table.episode_seeds.duplicates,
         )
 
     @property

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from replay_server.block import Block, Record
+from replay_server.episode_seeds import EpisodeSeeds
 from replay_server.errors import Refusal
 from replay_server.items import Items
 from replay_server.priorities import Priorities
@@ -110,6 +111,7 @@ class Table:
         self._stored: dict[int, Stored] = {}
         self._known = KnownTrajectories()
         self._removed: list[Removed] = []
+        self.episode_seeds = EpisodeSeeds()
         self._newest_of: dict[str, Stored] = {}  # by actor; only where sequences go on in the next trajectory
         rule = config.sequences
         self._every_step = rule.period == 1 and rule.episode_end is not EpisodeEnd.TRUNCATE
@@ -279,6 +281,7 @@ class Table:
             self._known.add(stored)
             self._stored[stored.ordinal] = stored
             self._remover.insert(stored.ordinal)
+            self.episode_seeds.add(stored.episode_seed)
             self.inserted_trajectories += chunk.first_step == 0
             self._link(stored)
         else:
@@ -328,6 +331,7 @@ class Table:
         """A trajectory is stored no more; its slots are still to be emptied."""
         self._unlink(stored)
         self._remover.remove(stored.ordinal)
+        self.episode_seeds.remove(stored.episode_seed)
         del self._stored[stored.ordinal]
         removed = self._known.remove(stored)
         if self._logged:

@@ -117,6 +117,24 @@ def test_every_way_out_of_a_table_is_counted_by_its_cause(
     assert metrics[f"zero_replay_table_memory_bytes{{table={config.name}}}"] > 10 * 18
 
 
+def test_games_dealt_from_one_seed_are_counted_while_they_are_stored(
+    addresses: BoundAddresses, client: ReplayClient, make_table: Callable[..., TableConfig]
+) -> None:
+    """Whoever played them; those without a seed are no repetition of each other."""
+    config = make_table(capacity=8)
+    games = [replace(played(n, 2), episode_seed=seed) for n, seed in enumerate((7, 0, 0, 7))]
+
+    def duplicates() -> float:
+        return scrape(addresses.metrics_address)[f"zero_replay_duplicate_episode_seeds{{table={config.name}}}"]
+
+    client.insert(config.name, games[:3])
+    assert duplicates() == 0
+    client.insert(config.name, [replace(games[3], actor_id="another")])
+    assert duplicates() == 1
+    client.insert(config.name, [replace(played(4, 2), episode_seed=9)])
+    assert duplicates() == 0  # the first game made room
+
+
 def test_bytes_priorities_and_the_rate_limiter_are_shown(
     addresses: BoundAddresses, client: ReplayClient, make_table: Callable[..., TableConfig]
 ) -> None:
