@@ -267,7 +267,7 @@ class RayFleet:
         }
         if role is Role.LEARNER and self._has_gpu:
             options["num_gpus"] = 1
-        if role in {Role.REPLAY_SERVER, Role.LEARNER}:
+        if role in {Role.REPLAY_SERVER, Role.LEARNER, Role.EVALUATOR}:
             # They keep the run's folder, which lies on this machine.
             options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(self._node_id, soft=False)
         return options

@@ -206,6 +206,7 @@ def _run_actor(assignment: Assignment, config: ExperimentConfig, stop: Event) ->
 
 
 def _run_evaluator(assignment: Assignment, config: ExperimentConfig, stop: Event) -> None:
+    from actors.best_weights import BestWeightsError  # noqa: PLC0415
     from actors.evaluator import EvaluatorSettings, run_evaluator  # noqa: PLC0415
 
     settings = EvaluatorSettings(
@@ -215,8 +216,12 @@ def _run_evaluator(assignment: Assignment, config: ExperimentConfig, stop: Event
         credentials=assignment.credentials,
         baselines=assignment.baselines,
         simulations=assignment.simulations,
+        run_dir=assignment.run_dir,
     )
-    run_evaluator(config, settings, stop)
+    try:
+        run_evaluator(config, settings, stop)
+    except BestWeightsError as error:
+        raise DeployError(str(error), BAD_INPUT) from error
 
 
 _RUNNERS: dict[Role, Callable[[Assignment, ExperimentConfig, Event], None]] = {

@@ -68,6 +68,11 @@ def test_a_run_learns_saves_and_can_go_on(tmp_path: Path) -> None:
         assert command.wait(60) == 0, command.output
         assert f"training step {step:,}" in command.output
         assert re.search(r"search +│ +-?\d", command.output)
+    best = json.loads((run / "best/best.json").read_text())
+    assert 0 <= best["training_step"] <= step
+    with Command(tmp_path, "evaluate", "--run=run", "--games=8", "--weights=best") as command:
+        assert command.wait(60) == 0, command.output
+        assert f"training step {best['training_step']:,} (best)" in " ".join(command.output.split())
 
     with Command(tmp_path, "train", "--resume=run", *LONG) as command:
         scraper = scraper_of(command)
@@ -180,7 +185,8 @@ def test_a_run_that_cannot_live_ends_with_its_reason(tmp_path: Path) -> None:
         assert command.wait(60) == 2
         # Whoever comes first: the learner cannot load its checkpoint, the actor cannot load the published weights.
         assert re.match(
-            r"error: (learner|actor-0|evaluator): the (checkpoint|weights) ", command.output.splitlines()[-1]
+            r"error: (learner|actor-0|evaluator): the (checkpoint|best weights|weights) ",
+            command.output.splitlines()[-1],
         )
         assert "Traceback" not in command.output
         nothing_left(command)
