@@ -14,7 +14,7 @@ import torch
 from actors.data_collector import DataCollector
 from actors.metrics import ActorMetrics
 from actors.self_play import SelfPlay
-from actors.tuning import Tuning, fixed_number, tune
+from actors.tuning import Tuning, tune
 from actors.weights_client import WeightsClient
 from replay_server.client import ReplayClient, create_table_when_reachable, registered_process
 from replay_server.credentials import Credentials
@@ -139,7 +139,7 @@ def run_actor(config: ExperimentConfig, settings: ActorSettings, stop: Event) ->
     seeds = np.random.SeedSequence((config.seed, settings.index, entropy))
     logger.info("%s plays with entropy %d", actor_id, entropy)
     network = make_network(game, config.network, config.seed)
-    tuning = tune(game, network, config, time.process_time, games=fixed_number(config.self_play.games_per_actor))
+    tuning = tune(game, network, config, time.process_time)
     logger.info(
         "%s plays %d games at once in %s: %d simulations/s, measured in %.1f s",
         actor_id,

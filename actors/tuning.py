@@ -19,6 +19,8 @@ _SIMULATIONS = 4
 _GOOD_ENOUGH = 0.95
 _BUDGET_SECONDS = 1.0
 
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
 Clock = Callable[[], float]
 
 
@@ -38,15 +40,8 @@ class Tuning(NamedTuple):
     seconds: float
 
 
-def tune(
-    game: Game,
-    network: ResidualNetwork,
-    config: ExperimentConfig,
-    clock: Clock,
-    games: int | None = None,
-    dtype: torch.dtype | None = None,
-) -> Tuning:
-    """Choose what is not given: the dtype that is fastest, then the least games that are nearly as fast as any.
+def tune(game: Game, network: ResidualNetwork, config: ExperimentConfig, clock: Clock) -> Tuning:
+    """Choose what the config leaves open: the fastest dtype, then the least games that are nearly as fast as any.
 
     More games are tried while about a second lasts: where that is not enough the network is so slow that more of them
     gain nothing. Code that is compiled for the first time is not counted.
@@ -56,9 +51,9 @@ def tune(
         network: what will be evaluated.
         config: of the experiment.
         clock: seconds, for example time.process_time: what other processes take must not decide.
-        games: if they are fixed.
-        dtype: if it is fixed.
     """
+    games = None if config.self_play.games_per_actor == "auto" else config.self_play.games_per_actor
+    dtype = None if config.self_play.dtype == "auto" else _DTYPES[config.self_play.dtype]
     start_rate(game, network, config, DTYPES[0], 1, clock)  # compiles
     start = clock()
     sizes = GAMES if games is None else (games,)
@@ -97,7 +92,3 @@ def start_rate(
     # The evaluation of the roots is one of the network, too.
     return games * (num_simulations + 1) / max(min(times[1:]), 1e-9)
 
-
-def fixed_number(setting: int | str) -> int | None:
-    """A setting of the config that is a number, or "auto" for None."""
-    return setting if isinstance(setting, int) else None

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from actors.self_play import SelfPlay
-from actors.tuning import Tuning, fixed_number, tune
+from actors.tuning import Tuning, tune
 from zero.config import ExperimentConfig
 from zero.games.registry import make_game
 from zero.networks.inference import InferenceNetwork
@@ -130,7 +130,7 @@ def profile_actor(config: ExperimentConfig, seconds: float) -> ActorProfile:
     torch.set_num_threads(1)
     game = make_game(config.game.name, config.game.options)
     network = make_network(game, config.network, config.seed)
-    tuning = tune(game, network, config, time.process_time, games=fixed_number(config.self_play.games_per_actor))
+    tuning = tune(game, network, config, time.process_time)
     stopwatch = Stopwatch(time.perf_counter)
     watch(stopwatch, RULES, game, RULES_METHODS)
     watch(stopwatch, ENCODING, game, ENCODING_METHODS)

@@ -110,7 +110,9 @@ class SelfPlayConfig(Section):
     """How actors play.
 
     Attributes:
-        games_per_actor: games in lock step, and so the batch of the network.
+        games_per_actor: games in lock step, and so the batch of the network; "auto" for what a measurement at start
+            finds fastest. Only numbers play the same games again on another machine.
+        dtype: the network's during play; "auto" as above.
         noise_scale: of the noise at the root, of Gumbel numbers or of dirichlet_fraction; 1 explores as derived, 0 not
             at all.
         sampled_moves: first moves of a game that are drawn from the search policy instead of played best.
@@ -122,7 +124,8 @@ class SelfPlayConfig(Section):
         max_moves: a longer game is truncated.
     """
 
-    games_per_actor: PositiveInt = 64
+    games_per_actor: PositiveInt | Literal["auto"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     noise_scale: float = Field(default=1.0, ge=0, allow_inf_nan=False)
     sampled_moves: Count = 0
     temperature: PositiveFloat = 1.0

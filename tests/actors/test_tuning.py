@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from actors.metrics import ActorMetrics
-from actors.tuning import GAMES, Tuning, fixed_number, tune
+from actors.tuning import GAMES, Tuning, tune
 from zero.config import ExperimentConfig
 from zero.games.registry import make_game
 from zero.networks.residual import make_network
@@ -17,9 +17,14 @@ GAME = make_game("tic_tac_toe", {})
 NETWORK = make_network(GAME, CONFIG.network, 0)
 
 
+def config_with(**self_play: object) -> ExperimentConfig:
+    """CONFIG with such settings of self-play."""
+    return ExperimentConfig.model_validate(CONFIG.model_dump() | {"self_play": self_play})
+
+
 def test_what_is_fixed_is_not_chosen() -> None:
     """Given games and dtype are taken, and still measured."""
-    tuning = tune(GAME, NETWORK, CONFIG, time.process_time, games=3, dtype=torch.bfloat16)
+    tuning = tune(GAME, NETWORK, config_with(games_per_actor=3, dtype="bfloat16"), time.process_time)
     assert (tuning.games, tuning.dtype) == (3, torch.bfloat16)
     assert tuning.simulations_per_second > 0
 
@@ -27,13 +32,13 @@ def test_what_is_fixed_is_not_chosen() -> None:
 def test_games_are_chosen_by_the_rate() -> None:
     """Where a search takes as long for any number of games, the rate grows with them and the most are chosen."""
     ticks = itertools.count()
-    assert tune(GAME, NETWORK, CONFIG, lambda: next(ticks) * 1e-6, dtype=torch.float32).games == GAMES[-1]
+    assert tune(GAME, NETWORK, config_with(dtype="float32"), lambda: next(ticks) * 1e-6).games == GAMES[-1]
 
 
 def test_no_more_games_are_tried_when_time_is_up() -> None:
     """A search that takes a second is not repeated with more games."""
     ticks = itertools.count()
-    tuning = tune(GAME, NETWORK, CONFIG, lambda: float(next(ticks)), dtype=torch.float32)
+    tuning = tune(GAME, NETWORK, config_with(dtype="float32"), lambda: float(next(ticks)))
     assert tuning.games == GAMES[0]
 
 
@@ -48,11 +53,6 @@ def test_the_measurement_is_over_in_two_seconds() -> None:
         torch.set_num_threads(threads)
     assert tuning.games in GAMES
     assert tuning.seconds < 2.0
-
-
-def test_auto_is_no_number() -> None:
-    """Settings are numbers or left to the measurement."""
-    assert (fixed_number(64), fixed_number("auto")) == (64, None)
 
 
 def test_metrics_tell_how_the_actor_plays() -> None:
