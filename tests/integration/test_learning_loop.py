@@ -33,6 +33,8 @@ from zero.networks.weights import weights_to_bytes
 from zero.self_play_table import TABLE_NAME, self_play_table
 from zero.trajectories import PriorityUpdates, SequenceBatch, Trajectory
 
+pytestmark = pytest.mark.slow
+
 CONFIG = parse_config(
     "",
     [

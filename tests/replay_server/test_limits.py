@@ -324,6 +324,8 @@ def test_gRPC_turns_away_more_calls_than_allowed(settings: ReplayServerSettings)
             health = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=10)
             assert health.status == health_pb2.HealthCheckResponse.SERVING
             held = [begin(channel, "Sample", sample_bytes("empty"), timeout=2) for _ in range(3)]
+            waiting = "zero_replay_waiting_calls{kind=sample,table=empty}"
+            until(lambda: scrape(bound.metrics_address)[waiting] == 3)
             with pytest.raises(ReplayTimeout) as caught:  # repeated until then: the reason is one that passes
                 client.server_info(timeout=0.5)
             assert caught.value.reason == "TOO_BUSY"

@@ -26,6 +26,8 @@ from tests.replay_server.played import played, table_config
 from zero.tables import TableConfig
 from zero.trajectories import PriorityUpdates, Trajectory, TrajectoryFilter
 
+pytestmark = pytest.mark.slow
+
 
 def redis_client(data_dir: Path) -> redis.Redis:
     return redis.Redis(unix_socket_path=str(data_dir / "redis" / "redis.sock"))

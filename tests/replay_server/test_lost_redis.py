@@ -279,6 +279,8 @@ SERVE = """
 import sys, threading
 from pathlib import Path
 from replay_server.server import ReplayServerSettings, run_replay_server
+
+pytestmark = pytest.mark.slow
 settings = ReplayServerSettings(Path(sys.argv[1]), redis_url=sys.argv[2])
 run_replay_server(settings, threading.Event(), lambda addresses: print(addresses.address, flush=True))
 """

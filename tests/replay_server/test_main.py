@@ -17,6 +17,8 @@ import pytest
 from replay_server.client import ReplayClient, ReplayError
 from tests.replay_server.played import played, table_config
 
+pytestmark = pytest.mark.slow
+
 PROGRAM = (sys.executable, "-m", "replay_server")
 ELSEWHERE = ("deploy", "learner", "actors", "torch", "ray", "pandas", "cloudpickle")
 """What must not be imported: our algorithms, and what they need."""
