@@ -119,6 +119,8 @@ def _clear_lines(
     """Empty the full lines through the placed cells [W]; the number of cells emptied. `cleared` [W] is scratch."""
     cleared[:] = _NONE
     for line in range(line_masks.shape[0]):
+        if (line_masks[line, 0] & ~position[0]) != _NONE:
+            continue  # nearly always
         touched = _NONE
         missing = _NONE
         for word in range(line_masks.shape[1]):
