@@ -91,4 +91,3 @@ def start_rate(
         times.append(clock() - start)
     # The evaluation of the roots is one of the network, too.
     return games * (num_simulations + 1) / max(min(times[1:]), 1e-9)
-
