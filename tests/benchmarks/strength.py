@@ -1,0 +1,216 @@
+"""How strong an agent gets per second of processor time: self-play and learning in one thread, without a server.
+
+Run it: `nice .venv/bin/python tests/benchmarks/strength.py [--seconds 240] [--seeds 0 1] [--set KEY=VALUE]`. Actor and
+learner take turns, so that each gets half of the seconds, and are the project's own but for the replay, which is an
+array. Seconds are of the processor, so that another program beside it disturbs little; compiling is not counted.
+Prints one JSON object per seed.
+"""
+
+import argparse
+import json
+import time
+from collections import deque
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from actors.evaluation import MAX_SLOTS, EvaluationScore, FixedWidthPlayer, Schedule, play_games
+from actors.players import PolicyPlayer, RandomPlayer, SearchPlayer
+from actors.self_play import SelfPlay
+from actors.tuning import tune
+from learner.learner import Learner
+from replay_server.sum_tree import SumTree
+from zero.config import ExperimentConfig, parse_config
+from zero.games.game import Game
+from zero.games.registry import make_game
+from zero.networks.inference import InferenceNetwork
+from zero.search.make_search import make_search
+from zero.search.tree_search import TreeSearch
+from zero.self_play_table import self_play_signature
+from zero.trajectories import SequenceBatch, Trajectory
+
+RECENT_GAMES = 200
+
+
+class Buffer:
+    """The newest steps of self-play in rings, drawn by priority."""
+
+    def __init__(self, game: Game, config: ExperimentConfig, rng: np.random.Generator) -> None:
+        self._capacity = config.replay.capacity
+        self._columns = {
+            spec.name: np.zeros((self._capacity, *spec.shape), spec.dtype) for spec in self_play_signature(game)
+        }
+        self._remaining = np.zeros(self._capacity, np.int32)  # steps to the end of the game, this one included
+        self._tree = SumTree(self._capacity)
+        self._exponent = config.replay.priority_exponent if config.replay.selector == "prioritized" else 0.0
+        self._highest = 1.0
+        self._rng = rng
+        self.num_inserted = 0
+
+    def add(self, trajectory: Trajectory) -> None:
+        """Store a game over the oldest steps."""
+        slots = (self.num_inserted + np.arange(trajectory.num_steps)) % self._capacity
+        for name, column in self._columns.items():
+            column[slots] = trajectory.columns[name]
+        self._remaining[slots] = np.arange(trajectory.num_steps, 0, -1)
+        self._tree.set(slots, np.full(len(slots), self._highest**self._exponent))
+        self.num_inserted += trajectory.num_steps
+
+    def sample(self, batch_size: int, windows: dict[str, int]) -> SequenceBatch:
+        """Draw positions and gather their windows."""
+        slots = self._tree.draw(self._rng.random(batch_size))
+        reach = max(windows.values())
+        rows = (slots[:, None] + np.arange(reach)) % self._capacity
+        return SequenceBatch(
+            columns={name: self._columns[name][rows[:, :length]] for name, length in windows.items()},
+            keys=slots.astype(np.uint64),
+            probabilities=self._tree.leaves[slots] / self._tree.total,
+            lengths=np.minimum(self._remaining[slots], reach),
+            weights_versions=np.zeros(batch_size, np.uint64),
+            terminated=np.zeros(batch_size, np.bool_),
+            table_size=min(self.num_inserted, self._capacity),
+        )
+
+    def update_priorities(self, keys: NDArray[np.uint64], priorities: NDArray[np.float32]) -> None:
+        """Set the priorities of drawn positions."""
+        self._highest = max(self._highest, float(priorities.max()))
+        self._tree.set(keys.astype(np.int64), priorities.astype(np.float64) ** self._exponent)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What training came to.
+
+    Attributes:
+        games: finished.
+        moves: inserted.
+        training_steps: made.
+        samples_per_insert: drawn over inserted steps.
+        simulations_per_second: of the actor's processor time.
+        recent_scores: mean of the last self-play games, noise included, at each quarter of the budget; None before any.
+        optimism: mean of search value less discounted return in the last games.
+    """
+
+    games: int
+    moves: int
+    training_steps: int
+    samples_per_insert: float
+    simulations_per_second: float
+    recent_scores: list[float | None]
+    optimism: float | None
+
+
+def _mean(values: deque[float]) -> float | None:
+    return round(float(np.mean(values)), 2) if values else None
+
+
+class Training:
+    """An actor and a learner that take turns."""
+
+    def __init__(self, config: ExperimentConfig, game: Game) -> None:
+        self._config, self._game = config, game
+        self.learner = Learner(config, game, torch.device("cpu"))
+        self._buffer = Buffer(game, config, np.random.default_rng((config.seed, 1)))
+        self._tuning = tune(game, self.learner.network, config, time.process_time)
+        self._self_play = self._make_self_play(np.random.SeedSequence(config.seed))
+        self._search, self._built_at = self._build_search(), 0
+        self._games = self._simulations = 0
+        self._scores: deque[float] = deque(maxlen=RECENT_GAMES)
+        self._optimism: deque[float] = deque(maxlen=RECENT_GAMES)
+
+    def run(self, seconds: float) -> Progress:
+        """Until both sides have had half of the seconds of processor time."""
+        # Compiles what an actor needs, on games of its own.
+        self._make_self_play(np.random.SeedSequence((self._config.seed, 1))).play_move(self._search, 0)
+        played = learned = 0.0
+        quarters: list[float | None] = []
+        while played < seconds / 2:
+            may_learn = self._buffer.num_inserted >= self._config.replay.min_size_to_sample
+            started = time.process_time()
+            if may_learn and learned < played:
+                self._learn()
+                learned += time.process_time() - started
+                continue
+            self._play()
+            played += time.process_time() - started
+            if not may_learn:
+                learned = played  # the learner waits
+            if played >= (len(quarters) + 1) * seconds / 8:
+                quarters.append(_mean(self._scores))
+        moves, steps = self._buffer.num_inserted, self.learner.training_step
+        return Progress(
+            games=self._games,
+            moves=moves,
+            training_steps=steps,
+            samples_per_insert=round(steps * self._config.learner.batch_size / moves, 2),
+            simulations_per_second=round(self._simulations / played),
+            recent_scores=quarters,
+            optimism=_mean(self._optimism),
+        )
+
+    def _make_self_play(self, seeds: np.random.SeedSequence) -> SelfPlay:
+        config = self._config
+        return SelfPlay(
+            self._game, config.self_play, config.search.num_simulations, "actor-0", seeds, self._tuning.games
+        )
+
+    def _build_search(self) -> TreeSearch:
+        network = InferenceNetwork(self.learner.network, self._tuning.dtype)
+        return make_search(self._game, network, self._config, self._tuning.games)
+
+    def _play(self) -> None:
+        """One move of all games, with new weights if there are any."""
+        if self.learner.training_step - self._built_at >= self._config.learner.publish_interval_steps:
+            self._search, self._built_at = self._build_search(), self.learner.training_step
+        trajectories, report = self._self_play.play_move(self._search, self._built_at)
+        self._simulations += report.num_simulations
+        self._optimism.extend(report.search_optimism)
+        self._games += len(trajectories)
+        for trajectory in trajectories:
+            self._buffer.add(trajectory)
+            self._scores.append(trajectory.stats["score"])
+
+    def _learn(self) -> None:
+        batch = self._buffer.sample(self._config.learner.batch_size, self.learner.windows())
+        loss, _ = self.learner.train(self.learner.prepare(batch))
+        self._buffer.update_priorities(batch.keys, loss.priorities.numpy())
+
+
+def measure(config: ExperimentConfig, game: Game, learner: Learner, num_games: int) -> dict[str, float]:
+    """Scores on fixed seeds, of the search and of the policy alone, with their standard errors."""
+    network = InferenceNetwork(learner.network)
+    schedule = Schedule(num_games, config.evaluation.seed, config.self_play.max_moves)
+    width = min(num_games, MAX_SLOTS)
+    players = {
+        "search": FixedWidthPlayer(SearchPlayer(make_search(game, network, config, width)), width),
+        "policy": PolicyPlayer(game, network),
+    }
+    scores: dict[str, float] = {}
+    for name, player in players.items():
+        score = EvaluationScore.of(play_games(game, player, RandomPlayer(game), schedule))
+        scores[name], scores[f"{name}_standard_error"] = round(score.mean, 2), round(score.standard_error, 2)
+    return scores
+
+
+def main() -> None:
+    """Print one line per seed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=240.0, help="of processor time, both sides together")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--games", type=int, default=256, help="evaluation seeds, games for one player only")
+    parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    for seed in options.seeds:
+        config = parse_config("", [f"seed={seed}", *options.overrides])
+        game = make_game(config.game.name, config.game.options)
+        training = Training(config, game)
+        progress = training.run(options.seconds)
+        scores = measure(config, game, training.learner, options.games)
+        print(json.dumps({"seed": seed, "overrides": options.overrides} | scores | asdict(progress)), flush=True)
+
+
+if __name__ == "__main__":
+    main()
