@@ -56,6 +56,7 @@ class ResidualNetwork(nn.Module):
     def __init__(self, game: Game, config: NetworkConfig) -> None:
         super().__init__()
         self.encoded_size = game.encoded_size
+        self.num_features = game.num_features
         self._planes_shape = game.planes_shape
         planes, height, width = game.planes_shape
         self._num_plane_values = planes * height * width
@@ -70,12 +71,16 @@ class ResidualNetwork(nn.Module):
             self.policy = nn.Sequential(nn.Conv2d(channels, policy_planes, 1), nn.Flatten())
         value_planes = 8
         self.value_planes = nn.Conv2d(channels, value_planes, 1)
-        self.value = nn.Sequential(
-            nn.Linear(value_planes * height * width + channels, config.value_hidden),
-            nn.ReLU(),
-            nn.Linear(config.value_hidden, config.support_size),
-        )
         self.support = ValueSupport(config)
+        last = nn.Linear(config.value_hidden, config.support_size)
+        # A fresh network expects next to nothing: targets bootstrap with its values long before it knows better.
+        nn.init.zeros_(last.weight)
+        last.bias.data.copy_(-self.support.atoms.abs())
+        self.value = nn.Sequential(
+            nn.Linear(value_planes * height * width + channels + game.num_features, config.value_hidden),
+            nn.ReLU(),
+            last,
+        )
 
     def forward(self, encoded: Tensor) -> NetworkOutput:
         """Predict.
@@ -84,12 +89,13 @@ class ResidualNetwork(nn.Module):
             encoded: [B, C * H * W + F], as Game.encode gives it.
         """
         planes = encoded[:, : self._num_plane_values].unflatten(1, self._planes_shape)
+        features = encoded[:, self._num_plane_values :]
         stem = self.stem(planes.contiguous(memory_format=torch.channels_last))
         if self.features is not None:
-            stem = stem + self.features(encoded[:, self._num_plane_values :])[:, :, None, None]
+            stem = stem + self.features(features)[:, :, None, None]
         trunk = self.tower(functional.relu(stem))
         value_planes = functional.relu(self.value_planes(trunk)).flatten(1)
-        value_logits = self.value(torch.cat((value_planes, trunk.mean((2, 3))), dim=1))
+        value_logits = self.value(torch.cat((value_planes, trunk.mean((2, 3)), features), dim=1))
         return NetworkOutput(self.policy(trunk), value_logits)
 
 

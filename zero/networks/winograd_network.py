@@ -110,7 +110,9 @@ class WinogradNetwork:
         assert isinstance(logits, nn.Linear)
         size = self._num_value_planes * self._cells
         self._value_hidden = _Linear(hidden.weight[:, :size].T.contiguous(), hidden.bias)
-        self._value_of_means = _padded(hidden.weight[:, size:], self._channels).T.contiguous()
+        of_means, of_features = hidden.weight[:, size:].split((network.stem.out_channels, network.num_features), dim=1)
+        self._value_of_means = _padded(of_means, self._channels).T.contiguous()
+        self._value_of_features = of_features.T.contiguous()
         self._value_logits = _Linear(logits.weight.T.contiguous(), logits.bias)
 
     def __call__(self, encoded: Tensor) -> NetworkOutput:
@@ -122,7 +124,8 @@ class WinogradNetwork:
         activations = self._activations
         planes = self._head_planes(activations.trunk_rows).view(batch_size, self._cells, -1).transpose(1, 2)
         value_planes = planes[:, : self._num_value_planes].reshape(batch_size, -1).relu_()
-        hidden = self._value_hidden(value_planes).addmm_(activations.mean_rows, self._value_of_means).relu_()
+        hidden = self._value_hidden(value_planes).addmm_(activations.mean_rows, self._value_of_means)
+        hidden.addmm_(encoded[:, self._num_planes * self._cells :], self._value_of_features).relu_()
         if self._policy is None:
             policy_logits = planes[:, self._num_value_planes :].reshape(batch_size, -1)
         else:

@@ -102,3 +102,20 @@ def test_seed_gives_the_same_network_and_leaves_the_global_generator_alone(game:
     assert first == weights_to_bytes(make_network(game, NetworkConfig(), seed=7))
     assert first != weights_to_bytes(make_network(game, NetworkConfig(), seed=8))
     assert torch.equal(state, torch.get_rng_state())
+
+
+def test_a_fresh_network_expects_next_to_nothing(game: Game) -> None:
+    """Whatever the support reaches to, for the first targets bootstrap with these values."""
+    for config in (NetworkConfig(), NetworkConfig(support_min=-20, support_max=20, support_size=81)):
+        _, values = InferenceNetwork(make_network(game, config, seed=0))(encoded_starts(game, 8))
+        assert np.abs(values).max() < 3
+
+
+def test_the_value_depends_on_every_feature() -> None:
+    """Scalars beside the planes reach the value by a way of their own."""
+    game = make_game("triangle", {})
+    network = trained_a_little(game)
+    encoded = torch.from_numpy(encoded_starts(game, 1)).requires_grad_()
+    network.features.weight.data.zero_()
+    network(encoded).value_logits.square().sum().backward()
+    assert (encoded.grad[0, -game.num_features :] != 0).all()
