@@ -85,8 +85,9 @@ class Triangle(Game):
     in it.
 
     Planes: occupied; playable and pointing up; playable and pointing down; how full the line through each cell is, for
-    each of the three directions; then for every slot where its shape fits, and how many cells that would clear / 10.
-    Features: the shape of every slot, one-hot.
+    each of the three directions; then for every slot where its shape fits, how many cells that would clear / 10, which
+    fraction of the placements of all templates on the empty board it would leave, and which fraction of the templates
+    would fit nowhere. Features: the shape of every slot, one-hot; which fraction of its placements each shape has left.
     """
 
     name = "triangle"
@@ -110,8 +111,8 @@ class Triangle(Game):
         self.state_size = self._board.num_words + kernels.NUM_EXTRA_WORDS
         self.chance_size = slots
         self.observation_spec = ColumnSpec("observation", "uint8", (-(-rows * cols // 8) + slots,))
-        self.planes_shape = (6 + 2 * slots, rows, cols)
-        self.num_features = slots * len(SHAPES)
+        self.planes_shape = (6 + 4 * slots, rows, cols)
+        self.num_features = (slots + 1) * len(SHAPES)
 
     def initial(self, outcomes: NDArray[np.int64]) -> States:
         """Empty boards with the dealt templates [B, num_slots].
@@ -215,7 +216,7 @@ class Triangle(Game):
         return states
 
     def encode(self, observations: NDArray[np.generic]) -> NDArray[np.float32]:
-        """float32 [B, (6 + 2 * num_slots) * rows * cols + 23 * num_slots].
+        """float32 [B, (6 + 4 * num_slots) * rows * cols + 23 * (num_slots + 1)].
 
         Raises:
             GameError: an occupied cell that is not playable, or an unknown shape id.

@@ -152,6 +152,29 @@ class LineTables(NamedTuple):
     of_cell: NDArray[np.int64]
 
 
+class PlacementTables(NamedTuple):
+    """All placements of all shapes on the empty board as one set of bits, V words for each shape.
+
+    The first word of every shape holds its first 64 placements, in the order of their origins; then come the second
+    words of all shapes, and so on.
+
+    Attributes:
+        all: uint64 [23 * V], every placement.
+        covering: uint64 [num_cells, 23 * V], those that cover a cell.
+        num_templates: int64 [23 * V], how many templates are the shape that a word belongs to.
+        inverse_counts: float64 [23], 1 / placements of the shape; 0 if it fits nowhere.
+        inverse_total: 1 / placements of all templates.
+        inverse_num_templates: 1 / number of templates.
+    """
+
+    all: NDArray[np.uint64]
+    covering: NDArray[np.uint64]
+    num_templates: NDArray[np.int64]
+    inverse_counts: NDArray[np.float64]
+    inverse_total: float
+    inverse_num_templates: float
+
+
 class BoardTables(NamedTuple):
     """What the kernels need to know of a board; W = number of 64-bit words for all rows * columns cells.
 
@@ -164,6 +187,7 @@ class BoardTables(NamedTuple):
         live: bitboard of the playable cells.
         lines: its lines.
         shapes: the shapes on it.
+        placements: where they fit.
         live_planes: float32 [2, num_cells], ones at playable cells that point up, and at those that point down.
     """
 
@@ -173,6 +197,7 @@ class BoardTables(NamedTuple):
     live: NDArray[np.uint64]
     lines: LineTables
     shapes: ShapeTables
+    placements: PlacementTables
     live_planes: NDArray[np.float32]
 
 
@@ -200,6 +225,7 @@ def build_tables(columns: int, ranges: Sequence[Range], num_slots: int, min_line
             origins=np.stack([bitboard(_origins(shape, live), columns, num_cells) for shape in SHAPES]),
             of_template=np.array(SHAPE_OF_TEMPLATE),
         ),
+        placements=_placement_tables(columns, live, num_cells),
         live_planes=live_planes,
     )
 
@@ -228,6 +254,28 @@ def _line_tables(columns: int, ranges: Sequence[Range], min_length: int) -> Line
     for number, line in enumerate(distinct):
         masks[number] = bitboard(line, columns, num_cells)
     return LineTables(masks, 1 / np.array([len(line) for line in distinct]), of_cell)
+
+
+def _placement_tables(columns: int, live: list[Cell], num_cells: int) -> PlacementTables:
+    """Number the placements and find what each one covers."""
+    origins = [_origins(shape, live) for shape in SHAPES]
+    counts = np.array([len(cells) for cells in origins])
+    num_words = max(1, -(-int(counts.max()) // _WORD_BITS))
+    covering = np.zeros((num_cells, num_words, len(SHAPES)), np.uint64)
+    for shape_id, shape in enumerate(SHAPES):
+        for number, (row, column) in enumerate(origins[shape_id]):
+            word, bit = divmod(number, _WORD_BITS)
+            for down, right in shape.offsets:
+                covering[(row + down) * columns + column + right, word, shape_id] |= np.uint64(1 << bit)
+    num_templates = np.bincount(SHAPE_OF_TEMPLATE, minlength=len(SHAPES))
+    return PlacementTables(
+        all=np.bitwise_or.reduce(covering, axis=0).ravel(),
+        covering=covering.reshape(num_cells, -1),
+        num_templates=np.tile(num_templates, num_words),
+        inverse_counts=np.where(counts > 0, 1 / np.maximum(counts, 1), 0.0),
+        inverse_total=1 / max(1, int(counts @ num_templates)),
+        inverse_num_templates=1 / len(TEMPLATES),
+    )
 
 
 def _origins(shape: Shape, live: list[Cell]) -> list[Cell]:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zero.games.bits import bit_index, count_bits, lowest_bit, single_bit
-from zero.games.triangle_board import NO_SHAPE, NUM_DIRECTIONS, BoardTables, LineTables, ShapeTables
+from zero.games.triangle_board import NO_SHAPE, NUM_DIRECTIONS, BoardTables, LineTables, PlacementTables, ShapeTables
 from zero.jit import njit
 
 NUM_EXTRA_WORDS = 3
@@ -45,6 +45,22 @@ class Rewards(NamedTuple):
     alive: float
     illegal_action: float
     natural_end: float
+
+
+class Room(NamedTuple):
+    """Where the futures of one position are worked out.
+
+    Attributes:
+        fitting: uint64 [23 * V], the placements that fit now.
+        left: uint64 [23 * V], those that fit after a placement.
+        occupied: uint64 [W], the board after it.
+        cleared: uint64 [W], what it cleared.
+    """
+
+    fitting: NDArray[np.uint64]
+    left: NDArray[np.uint64]
+    occupied: NDArray[np.uint64]
+    cleared: NDArray[np.uint64]
 
 
 @njit
@@ -333,15 +349,16 @@ def decode(board: BoardTables, observations: NDArray[np.uint8]) -> tuple[NDArray
 
 @njit
 def encode(board: BoardTables, observations: NDArray[np.uint8]) -> tuple[NDArray[np.float32], int]:
-    """Network input [B, (6 + 2 * num_slots) * cells + 23 * num_slots]; also the first impossible row, or -1."""
+    """Network input [B, (6 + 4 * num_slots) * cells + 23 * (num_slots + 1)]; also the first impossible row, or -1."""
     words, cells, slots = board.num_words, board.num_cells, board.num_slots
     shapes: int = board.shapes.sizes.shape[0]
-    features = (6 + 2 * slots) * cells
-    encoded = np.zeros((observations.shape[0], features + shapes * slots), np.float32)
+    features = (6 + 4 * slots) * cells
+    encoded = np.zeros((observations.shape[0], features + shapes * (slots + 1)), np.float32)
     position = np.zeros(words + 1, np.uint64)
     free, fits = _scratch(slots, words)
     missing = np.zeros(board.lines.masks.shape[0], np.int64)
     fill = np.zeros(board.lines.masks.shape[0] + 1, np.float32)
+    room = _make_room(board)
     for row in range(observations.shape[0]):
         if not _read_observation(board.live, shapes, slots, cells, observations[row], position):
             return encoded, row
@@ -350,13 +367,16 @@ def encode(board: BoardTables, observations: NDArray[np.uint8]) -> tuple[NDArray
         _fill_lines(board.lines, free, missing, fill)
         _mark(position[:words], encoded[row])
         _encode_board(board.live_planes, board.lines.of_cell, fill, encoded[row, cells : 6 * cells])
+        _find_placements(board.placements, position[:words], room.fitting)
+        _encode_mobility(board.placements, room.fitting, encoded[row, features + slots * shapes :])
         for slot in range(slots):
             shape = shape_in_slot(position[words], slot)
             if shape != NO_SHAPE:
-                first = (6 + 2 * slot) * cells
-                legal, clears = encoded[row, first : first + cells], encoded[row, first + cells : first + 2 * cells]
-                _mark(fits[slot], legal)
-                _encode_clears(board.shapes, board.lines.masks, free, missing, shape, legal, clears)
+                first = (6 + 4 * slot) * cells
+                planes = encoded[row, first : first + 4 * cells].reshape(4, cells)
+                _mark(fits[slot], planes[0])
+                _encode_clears(board.shapes, board.lines.masks, free, missing, shape, planes[0], planes[1])
+                _encode_futures(board, position, shape, planes, room)
                 encoded[row, features + slot * shapes + shape] = 1
     return encoded, -1
 
@@ -432,6 +452,90 @@ def _first_gap(line_mask: NDArray[np.uint64], free: NDArray[np.uint64]) -> int:
         if gaps != _NONE:
             return 64 * word + bit_index(lowest_bit(gaps))
     return -1
+
+
+@njit
+def _make_room(board: BoardTables) -> Room:
+    size: int = board.placements.all.shape[0]
+    return Room(
+        np.zeros(size, np.uint64),
+        np.zeros(size, np.uint64),
+        np.zeros(board.num_words, np.uint64),
+        np.zeros(board.num_words, np.uint64),
+    )
+
+
+@njit
+def _find_placements(placements: PlacementTables, occupied: NDArray[np.uint64], fitting: NDArray[np.uint64]) -> None:
+    """Set fitting [23 * V] to the placements that cover no occupied cell."""
+    fitting[:] = placements.all
+    for word in range(occupied.shape[0]):
+        left = occupied[word]
+        while left != _NONE:
+            bit = lowest_bit(left)
+            _cover(placements.covering, 64 * word + bit_index(bit), fitting)
+            left ^= bit
+
+
+@njit
+def _cover(covering: NDArray[np.uint64], cell: int, fitting: NDArray[np.uint64]) -> None:
+    """Take the placements that cover a cell out of those that fit."""
+    for word in range(fitting.shape[0]):
+        fitting[word] &= ~covering[cell, word]
+
+
+@njit
+def _encode_mobility(placements: PlacementTables, fitting: NDArray[np.uint64], features: NDArray[np.float32]) -> None:
+    """Write for every shape the fraction of its placements that is left."""
+    for shape in range(features.shape[0]):
+        count = 0
+        for word in range(shape, fitting.shape[0], features.shape[0]):
+            count += count_bits(fitting[word])
+        features[shape] = count * placements.inverse_counts[shape]
+
+
+@njit
+def _encode_futures(
+    board: BoardTables, position: NDArray[np.uint64], shape: int, planes: NDArray[np.float32], room: Room
+) -> None:
+    """Write which fraction of all placements each legal placement leaves, and of how many templates it leaves none.
+
+    Planes [4, cells], of which the first two are written: what is legal, and what it clears.
+    """
+    covering, num_templates = board.placements.covering, board.placements.num_templates
+    offsets, size = board.shapes.offsets, board.shapes.sizes[shape]
+    fitting, left = room.fitting, room.left
+    shapes: int = board.shapes.sizes.shape[0]
+    for origin in range(planes.shape[1]):
+        if planes[0, origin] == 0:
+            continue
+        if planes[1, origin] == 0:
+            left[:] = fitting
+            for triangle in range(size):
+                _cover(covering, origin + offsets[shape, triangle], left)
+        else:
+            _clear_in_room(board, position, shape, origin, room)
+        count, without = 0, 0
+        for word in range(left.shape[0]):
+            count += num_templates[word] * count_bits(left[word])
+        for word in range(shapes, left.shape[0]):
+            left[word % shapes] |= left[word]
+        for word in range(shapes):
+            without += num_templates[word] * (left[word] == _NONE)
+        planes[2, origin] = count * board.placements.inverse_total
+        planes[3, origin] = without * board.placements.inverse_num_templates
+
+
+@njit
+def _clear_in_room(board: BoardTables, position: NDArray[np.uint64], shape: int, origin: int, room: Room) -> None:
+    """Set room.left to the placements that are left after one that clears lines."""
+    for word in range(room.occupied.shape[0]):
+        room.occupied[word] = position[word]
+    for triangle in range(board.shapes.sizes[shape]):
+        cell = origin + board.shapes.offsets[shape, triangle]
+        room.occupied[cell >> 6] |= single_bit(cell)
+    _clear_lines(board.lines.masks, room.occupied, room.occupied, room.cleared)
+    _find_placements(board.placements, room.occupied, room.left)
 
 
 @njit

@@ -150,7 +150,8 @@ class NaiveTriangle:
     def encode(self) -> np.ndarray:
         """The planes and features, cell by cell."""
         options = self.options
-        planes = np.zeros((6 + 2 * options.num_slots, options.rows, options.cols), np.float32)
+        planes = np.zeros((6 + 4 * options.num_slots, options.rows, options.cols), np.float32)
+        on_empty = self.placements(set())
         for cell in self.live:
             planes[(0, *cell)] = cell in self.occupied
             planes[(1 if is_up(cell) else 2, *cell)] = 1
@@ -160,10 +161,30 @@ class NaiveTriangle:
         for action in self.legal():
             slot, place = divmod(action, options.rows * options.cols)
             row, column = divmod(place, options.cols)
-            planes[6 + 2 * slot, row, column] = 1
-            planes[7 + 2 * slot, row, column] = len(self.would_clear(self.cells(action))) / 10
-        features = np.zeros((options.num_slots, len(DISTINCT)), np.float32)
+            cells = self.cells(action)
+            cleared = self.would_clear(cells)
+            left = self.placements((self.occupied | cells) - cleared)
+            planes[6 + 4 * slot, row, column] = 1
+            planes[7 + 4 * slot, row, column] = len(cleared) / 10
+            planes[8 + 4 * slot, row, column] = sum(left) / max(1, sum(on_empty))
+            planes[9 + 4 * slot, row, column] = left.count(0) / len(TABLE)
+        features = np.zeros((options.num_slots + 1, len(DISTINCT)), np.float32)
         for slot, shape in enumerate(self.shape_ids()):
             if shape != 255:
                 features[slot, shape] = 1
+        for template, left in enumerate(self.placements(self.occupied)):
+            shape = DISTINCT.index(frozenset(TABLE[template][0]))
+            features[-1, shape] = left / max(1, on_empty[template])
         return np.concatenate([planes.ravel(), features.ravel()])
+
+    def placements(self, occupied: set[Cell]) -> list[int]:
+        """In how many places each template fits."""
+        free = self.live - occupied
+        return [
+            sum(
+                is_up(cell) == (triangles[0][0] == "U")
+                and all((cell[0] + down, cell[1] + right) in free for _, down, right in triangles)
+                for cell in self.live
+            )
+            for triangles, _, _ in TABLE
+        ]

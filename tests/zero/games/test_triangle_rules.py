@@ -44,8 +44,8 @@ def play_and_compare(options: TriangleOptions, seeds: list[int], max_moves: int,
         if all(one.over for one in naive):
             break
         actions = random_legal_actions(game.legal_action_mask(states), rng.random(len(seeds)))
-        planes = game.encode(game.observation(states))[:, : 6 * cells + 2 * options.num_slots * cells]
-        clears = planes.reshape(len(seeds), -1, cells)[:, 7::2].reshape(len(seeds), -1)
+        planes = game.encode(game.observation(states))[:, : 6 * cells + 4 * options.num_slots * cells]
+        clears = planes.reshape(len(seeds), -1, cells)[:, 7::4].reshape(len(seeds), -1)
         greedy = np.flatnonzero(clears.max(axis=1) * (np.arange(len(seeds)) % 2))
         actions[greedy] = clears[greedy].argmax(axis=1)
         wrong = rng.random(len(seeds)) < illegal
