@@ -133,6 +133,16 @@ def _improve_policy(tree: Tree, completion: Completion, game: int, node: int) ->
 
 
 @njit
+def _value_of(tree: Tree, completion: Completion, game: int, policy: NDArray[np.float64]) -> float:
+    """The completed values of the root's children under a policy."""
+    value = 0.0
+    for k in range(policy.shape[0]):
+        visited = tree.child_visits[game, ROOT, k] > 0
+        value += policy[k] * (tree.child_q[game, ROOT, k] if visited else completion.mixed_value)
+    return value
+
+
+@njit
 def _select_inside(tree: Tree, rules: GumbelRules, game: int, node: int) -> int:
     """The child whose share of visits is furthest below its improved policy (Danihelka et al. 2022, section 5)."""
     completion = complete(tree, rules, game, node)
@@ -195,7 +205,9 @@ def conclude(tree: Tree, rules: GumbelRules, outcome: Outcome) -> None:
         if tree.num_children[game, ROOT] == 0:
             continue
         completion = complete(tree, rules, game, ROOT)
-        describe_policy(tree, game, _improve_policy(tree, completion, game, ROOT), outcome)
+        policy = _improve_policy(tree, completion, game, ROOT)
+        describe_policy(tree, game, policy, outcome)
+        outcome.search_value[game] = _value_of(tree, completion, game, policy)
         most_visits = tree.child_visits[game, ROOT, : tree.num_children[game, ROOT]].max()
         best = _best_with_visits(tree, completion, game, most_visits)
         outcome.actions[game] = tree.child_action[game, ROOT, best]

@@ -36,8 +36,9 @@ class SearchResult:
         actions: int64 [B], the best one; -1 where the root has none.
         search_policy: float32 [B, A], over the actions considered legal at the root, 0 elsewhere and all over where
             there are none. The policy target.
-        search_value: float32 [B], mean return over the root's own evaluation and all simulations, in real scale, for
-            the player to move.
+        search_value: float32 [B], what the root is worth, in real scale, for the player to move. Of Gumbel search the
+            completed values under the search policy, for half of its simulations go through actions that it then drops;
+            of PUCT the mean return over the root's own evaluation and all simulations.
         raw_value: float32 [B], the root's own evaluation.
         visit_counts: int32 [B, A], simulations through each action, those that a kept subtree had included.
         num_unique_leaves: int32 [B], simulations that reached a new node. Those that met the end of a game or an

@@ -134,7 +134,7 @@ class ReferenceSearch(ABC):
             self.draw = self.root.visits.get(action, 0) if self.config.common_chance else simulation
             self.simulate(self.root, action)
         return ReferenceResult(
-            self.best_action(), self.policy(), self.root.value, self.root.visits, self.num_unique_leaves
+            self.best_action(), self.policy(), self.value(), self.root.visits, self.num_unique_leaves
         )
 
     @abstractmethod
@@ -156,6 +156,10 @@ class ReferenceSearch(ABC):
     @abstractmethod
     def policy(self) -> dict[int, float]:
         """The policy target."""
+
+    @abstractmethod
+    def value(self) -> float:
+        """The value of the root."""
 
     def simulate(self, node: TreeNode, action: int) -> float:
         """Go through one edge and on; returns the return seen from the node, having entered it everywhere."""
@@ -224,6 +228,11 @@ class ReferenceGumbel(ReferenceSearch):
         """Softmax of logits plus sigma."""
         return softmax(self.improved_logits(self.root))
 
+    def value(self) -> float:
+        """The completed values under the policy."""
+        completed = self.completed_values(self.root)
+        return sum(share * completed[action] for action, share in self.policy().items())
+
     def best_with_visits(self, due: int) -> int:
         """The best action of the root among those with `due` visits."""
         improved = self.improved_logits(self.root)
@@ -236,8 +245,8 @@ class ReferenceGumbel(ReferenceSearch):
         total = sum(node.visits.values())
         return max(policy, key=lambda action: policy[action] - node.visits.get(action, 0) / (1 + total))
 
-    def improved_logits(self, node: TreeNode) -> dict[int, float]:
-        """Logits, less the largest one, plus sigma of the completed values."""
+    def completed_values(self, node: TreeNode) -> dict[int, float]:
+        """The values of all actions, those of unvisited ones filled in."""
         priors = softmax(node.logits)
         total = sum(node.visits.values())
         mixed = node.raw_value
@@ -245,7 +254,11 @@ class ReferenceGumbel(ReferenceSearch):
             weight = sum(priors[action] for action in node.visits)
             average = sum(priors[action] * node.q(action) for action in node.visits) / weight
             mixed = (node.raw_value + total * average) / (1 + total)
-        completed = {action: node.q(action) if action in node.visits else mixed for action in node.logits}
+        return {action: node.q(action) if action in node.visits else mixed for action in node.logits}
+
+    def improved_logits(self, node: TreeNode) -> dict[int, float]:
+        """Logits, less the largest one, plus sigma of the completed values."""
+        completed = self.completed_values(node)
         low, high = min(completed.values()), max(completed.values())
         scale = (self.config.c_visit + max(node.visits.values(), default=0)) * self.config.c_scale
         scale /= max(high - low, self.config.min_value_range, 1e-8)
@@ -296,6 +309,10 @@ class ReferencePuct(ReferenceSearch):
         """Shares of the visits."""
         total = sum(self.root.visits.values())
         return {action: count / total for action, count in self.root.visits.items()}
+
+    def value(self) -> float:
+        """The mean return."""
+        return self.root.value
 
 
 REFERENCES: dict[str, type[ReferenceSearch]] = {"gumbel": ReferenceGumbel, "puct": ReferencePuct}

@@ -43,7 +43,7 @@ def test_the_value_of_an_ended_game_is_zero_whatever_the_model_says(root_policy:
     result = search.run(world.positions("root"), seeds_of(1), 0.0)
     np.testing.assert_allclose(search.tree.child_q[0, 0, :2], [1.0, -1.0])
     visits = result.visit_counts[0]
-    assert result.search_value[0] == pytest.approx((5.0 + visits[0] - visits[1]) / 31, rel=1e-5)
+    assert search.tree.node_value[0, 0] == pytest.approx((5.0 + visits[0] - visits[1]) / 31, rel=1e-5)
 
 
 def test_a_real_game_that_is_over_is_worth_nothing_more(root_policy: str) -> None:
@@ -171,9 +171,10 @@ def test_every_step_discounts_once(passes_turn: bool, root_policy: str) -> None:
     length, discount = 12, 0.8
     nodes = {str(index): Node(edges={0: Edge(str(index + 1), 1.0)}, passes_turn=passes_turn) for index in range(length)}
     world = ListedWorld(1, discount, nodes | {str(length): Node()})
-    result = search_of(root_policy, world, 1, num_simulations=length).run(world.positions("0"), seeds_of(1))
+    search = search_of(root_policy, world, 1, num_simulations=length)
+    search.run(world.positions("0"), seeds_of(1))
     powers = (-discount if passes_turn else discount) ** np.arange(length)
-    assert result.search_value[0] == pytest.approx(np.r_[0, powers.cumsum()].mean(), rel=1e-5)
+    assert search.tree.node_value[0, 0] == pytest.approx(np.r_[0, powers.cumsum()].mean(), rel=1e-5)
 
 
 def test_chance_is_no_step_of_its_own(root_policy: str) -> None:
