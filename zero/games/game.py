@@ -72,6 +72,11 @@ class Game(ABC):
         channels, height, width = self.planes_shape
         return channels * height * width + self.num_features
 
+    @property
+    def lines(self) -> NDArray[np.bool_]:
+        """bool [L, H, W], sets of cells, none empty, that the rules look at as one; none unless a game names any."""
+        return np.zeros((0, *self.planes_shape[1:]), np.bool_)
+
     @abstractmethod
     def initial(self, outcomes: NDArray[np.int64]) -> States:
         """Start positions from chance outcomes [B, chance_size]."""

@@ -114,6 +114,13 @@ class Triangle(Game):
         self.planes_shape = (6 + 4 * slots, rows, cols)
         self.num_features = (slots + 1) * len(SHAPES)
 
+    @property
+    def lines(self) -> NDArray[np.bool_]:
+        """bool [L, rows, cols], the lines that are cleared when they are full."""
+        bits = np.unpackbits(self._board.lines.masks.view(np.uint8), axis=1, bitorder="little")
+        rows, cols = self.options.rows, self.options.cols
+        return bits[:, : rows * cols].reshape(-1, rows, cols).astype(np.bool_)
+
     def initial(self, outcomes: NDArray[np.int64]) -> States:
         """Empty boards with the dealt templates [B, num_slots].
 

@@ -2,7 +2,9 @@
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -24,26 +26,41 @@ class NetworkOutput(NamedTuple):
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions and a context vector pooled over the board, added to the input.
+    """Two convolutions, and context pooled over the lines of the board and over all of it, added to the input.
+
+    The first convolution is 3x3. The second one is, too, unless the board has lines: these carry what is far away, for
+    a fraction of the cost.
 
     The last layers of a block start at zero, so that a fresh tower is the identity and trains without normalisation
     (Zhang et al. 2019, Fixup). Nothing depends on batch statistics: training and play compute the same function.
     """
 
-    def __init__(self, channels: int) -> None:
+    pool: Tensor
+    spread: Tensor
+
+    def __init__(self, channels: int, lines: NDArray[np.bool_]) -> None:
         super().__init__()
+        cells_of_line = torch.from_numpy(lines).flatten(1).float()  # [L, H * W]
+        self.register_buffer("pool", cells_of_line / cells_of_line.sum(1, keepdim=True), persistent=False)
+        self.register_buffer("spread", cells_of_line.T.contiguous(), persistent=False)
         self.first = nn.Conv2d(channels, channels, 3, padding=1)
-        self.second = nn.Conv2d(channels, channels, 3, padding=1)
+        self.second = nn.Conv2d(channels, channels, 1) if len(lines) else nn.Conv2d(channels, channels, 3, padding=1)
         self.context = nn.Linear(channels, channels)
-        for layer in (self.second, self.context):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.get_parameter("bias"))
+        self.line_context = nn.Linear(channels, channels) if len(lines) else None
+        for layer in (self.second, self.context, self.line_context):
+            if layer is not None:
+                nn.init.zeros_(layer.weight)
+                nn.init.zeros_(layer.get_parameter("bias"))
 
     def forward(self, trunk: Tensor) -> Tensor:
         """[B, channels, H, W] to the same shape."""
         hidden = functional.relu(self.first(trunk))
-        context = self.context(hidden.mean((2, 3)))[:, :, None, None]
-        return functional.relu(trunk + self.second(hidden) + context)
+        added = self.second(hidden) + self.context(hidden.mean((2, 3)))[:, :, None, None]
+        if self.line_context is not None:
+            cells = hidden.permute(0, 2, 3, 1)  # [B, H, W, channels], as it lies in memory
+            of_lines = self.line_context(self.pool @ cells.flatten(1, 2))  # [B, L, channels]
+            added = added + (self.spread @ of_lines).view(cells.shape).permute(0, 3, 1, 2)
+        return functional.relu(trunk + added)
 
 
 class ResidualNetwork(nn.Module):
@@ -63,7 +80,7 @@ class ResidualNetwork(nn.Module):
         channels = config.channels
         self.stem = nn.Conv2d(planes, channels, 3, padding=1)
         self.features = nn.Linear(game.num_features, channels, bias=False) if game.num_features else None
-        self.tower = nn.Sequential(*(ResidualBlock(channels) for _ in range(config.blocks)))
+        self.tower = nn.Sequential(*(ResidualBlock(channels, game.lines) for _ in range(config.blocks)))
         policy_planes, remainder = divmod(game.num_actions, height * width)
         if remainder:
             self.policy = nn.Sequential(nn.Flatten(), nn.Linear(channels * height * width, game.num_actions))

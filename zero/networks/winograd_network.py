@@ -34,16 +34,6 @@ class _Linear:
         return torch.addmm(self.bias, inputs, self.weight)
 
 
-@dataclass(frozen=True)
-class _Block:
-    """A residual block; `context` gives what the second convolution adds to all cells, its bias included."""
-
-    first: Layer
-    first_bias: Tensor
-    second: Layer
-    context: _Linear
-
-
 class _Activations:
     """What lies between the layers, for B boards, channels last, as PyTorch and NumPy see the same memory."""
 
@@ -55,6 +45,44 @@ class _Activations:
         self.trunk_rows = torch.from_numpy(self.trunk).view(batch_size * cells, channels)
         self.trunk_boards = self.trunk_rows.view(batch_size, cells * channels)
         self.mean_rows = torch.from_numpy(self.means).view(batch_size, channels)
+        self.hidden_rows = torch.from_numpy(self.hidden).view(batch_size * cells, channels)
+        self.shape = (batch_size, cells, channels)
+
+
+@dataclass(frozen=True)
+class _LineMix:
+    """What ends a block on a board with lines: a product per cell, and what is pooled over its lines.
+
+    Attributes:
+        weight: [channels, channels], of the cell itself.
+        pool: [L, cells].
+        spread: [cells, L].
+        context: of a line.
+    """
+
+    weight: Tensor
+    pool: Tensor
+    spread: Tensor
+    context: _Linear
+
+    def __call__(self, activations: _Activations, offsets: Tensor) -> None:
+        """Add to the trunk what hidden and offsets [B, channels] give, and set the means."""
+        hidden, trunk = activations.hidden_rows.view(activations.shape), activations.trunk_rows.view(activations.shape)
+        of_lines = self.context((self.pool @ hidden).flatten(0, 1)).view(len(offsets), len(self.pool), -1)
+        activations.trunk_rows.addmm_(activations.hidden_rows, self.weight)
+        trunk.baddbmm_(self.spread.expand(len(offsets), -1, -1), of_lines)
+        trunk.add_(offsets[:, None]).relu_()
+        torch.mean(trunk, 1, out=activations.mean_rows)
+
+
+@dataclass(frozen=True)
+class _Block:
+    """A residual block; `context` gives what the second convolution adds to all cells, its bias included."""
+
+    first: Layer
+    first_bias: Tensor
+    second: Layer | _LineMix
+    context: _Linear
 
 
 class WinogradNetwork:
@@ -85,13 +113,22 @@ class WinogradNetwork:
         return _Activations(batch_size, self._cells, self._stem.inputs, self._channels)
 
     def _make_block(self, block: ResidualBlock) -> _Block:
-        context = _padded(_padded(block.context.weight.T, self._channels).T, self._channels).T
+        context = self._by_channel(block.context.weight)
         return _Block(
             first=make_layer(block.first.weight),
             first_bias=_padded(_bias(block.first), self._channels),
-            second=make_layer(block.second.weight),
-            context=_Linear(context.contiguous(), _padded(_bias(block.second) + block.context.bias, self._channels)),
+            second=make_layer(block.second.weight) if block.line_context is None else self._mix(block),
+            context=_Linear(context, _padded(_bias(block.second) + block.context.bias, self._channels)),
         )
+
+    def _mix(self, block: ResidualBlock) -> _LineMix:
+        assert block.line_context is not None
+        context = _Linear(self._by_channel(block.line_context.weight), _padded(block.line_context.bias, self._channels))
+        return _LineMix(self._by_channel(block.second.weight[:, :, 0, 0]), block.pool, block.spread, context)
+
+    def _by_channel(self, weight: Tensor) -> Tensor:
+        """A weight [outputs, inputs] as [inputs, outputs], both filled up with zeros."""
+        return _padded(_padded(weight, self._channels).T, self._channels).contiguous()
 
     def _make_heads(self, network: ResidualNetwork) -> None:
         convolutions = [network.value_planes]
@@ -146,7 +183,10 @@ class WinogradNetwork:
             offsets = block.first_bias.expand(batch_size, -1)
             convolve(board, block.first, self._scratch, trunk, _flat(offsets), _NOTHING, hidden, means)
             offsets = block.context(activations.mean_rows)
-            convolve(board, block.second, self._scratch, hidden, _flat(offsets), trunk, trunk, means)
+            if isinstance(block.second, _LineMix):
+                block.second(activations, offsets)
+            else:
+                convolve(board, block.second, self._scratch, hidden, _flat(offsets), trunk, trunk, means)
 
 
 def _board_shape(network: ResidualNetwork) -> tuple[int, int]:

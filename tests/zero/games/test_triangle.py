@@ -157,3 +157,9 @@ def test_a_game_travels_between_processes():
     copy = pickle.loads(pickle.dumps(game))
     hands = np.array([[3, 18], [29, 0]])
     assert np.array_equal(copy.legal_action_mask(copy.initial(hands)), game.legal_action_mask(game.initial(hands)))
+
+
+def test_lines_are_the_rules_own():
+    """Every line that can be cleared, as a mask over the planes."""
+    lines = {frozenset(map(tuple, np.argwhere(line).tolist())) for line in Triangle().lines}
+    assert lines == {frozenset(line) for lines in find_lines(HEXAGON, 2) for line in lines}

@@ -8,7 +8,7 @@ from zero.config import NetworkConfig
 from zero.games.game import Game
 from zero.games.registry import make_game
 from zero.networks.inference import DTYPES, InferenceNetwork, fastest_dtype
-from zero.networks.residual import make_network
+from zero.networks.residual import ResidualBlock, make_network
 from zero.networks.weights import WeightsMismatchError, load_weights, weights_to_bytes
 
 
@@ -119,3 +119,21 @@ def test_the_value_depends_on_every_feature() -> None:
     network.features.weight.data.zero_()
     network(encoded).value_logits.square().sum().backward()
     assert (encoded.grad[0, -game.num_features :] != 0).all()
+
+
+def test_a_block_sees_along_lines() -> None:
+    """Far cells of a line reach each other in one block; cells that share no line do not, but for the mean of all."""
+    lines = np.zeros((2, 6, 6), np.bool_)
+    lines[0, 2] = lines[1, :, 5] = True
+    block = ResidualBlock(4, lines)
+    generator = torch.Generator().manual_seed(0)
+    for layer in (block.first, block.second, block.line_context):
+        assert layer is not None
+        layer.weight.data = torch.rand(layer.weight.shape, generator=generator)
+    cells = torch.rand((1, 4, 6, 6), generator=generator, requires_grad=True)
+    block(cells)[0, :, 2, 0].sum().backward()
+    assert cells.grad is not None
+    reached = (cells.grad[0] != 0).any(0)
+    # Each cell of the row is itself the outcome of a 3x3 convolution.
+    assert reached[1:4].all()
+    assert not reached[[0, 4, 5]].any()
