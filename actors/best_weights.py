@@ -84,21 +84,32 @@ def measured_by(config: ExperimentConfig, opponents: Sequence[str]) -> dict[str,
     return sections
 
 
+def _read_manifest(folder: Path) -> BestManifest | None:
+    try:
+        return BestManifest.model_validate_json((folder / MANIFEST).read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValidationError as error:
+        raise BestWeightsError(f"{folder / MANIFEST} is damaged ({error.error_count()} problems); {REMEDY}") from None
+
+
 def read_best(folder: Path, config: ExperimentConfig) -> tuple[BestManifest, bytes] | None:
     """The best weights in a folder; None if none were ever kept there.
 
     Raises:
         BestWeightsError: they are damaged, or of another game or network.
     """
-    try:
-        manifest = BestManifest.model_validate_json((folder / MANIFEST).read_bytes())
-        payload = (folder / manifest.file).read_bytes()
-    except FileNotFoundError as error:
-        if error.filename == str(folder / MANIFEST):
-            return None
-        raise BestWeightsError(f"{error.filename} is missing; {REMEDY}") from None
-    except ValidationError as error:
-        raise BestWeightsError(f"{folder / MANIFEST} is damaged ({error.error_count()} problems); {REMEDY}") from None
+    manifest = _read_manifest(folder)
+    payload = None
+    while manifest is not None and payload is None:
+        try:
+            payload = (folder / manifest.file).read_bytes()
+        except FileNotFoundError as error:
+            read, manifest = manifest, _read_manifest(folder)
+            if manifest == read:  # else an evaluator has just put better ones there
+                raise BestWeightsError(f"{error.filename} is missing; {REMEDY}") from None
+    if manifest is None or payload is None:
+        return None
     if manifest.schema_version != SCHEMA_VERSION:
         raise BestWeightsError(
             f"{folder / MANIFEST} has schema version {manifest.schema_version}, this program reads {SCHEMA_VERSION}"
@@ -178,7 +189,7 @@ class BestWeights:
 
     def _replace(self, name: str, payload: bytes) -> None:
         """Write a file so that a crash leaves the whole of it or what was there."""
-        temporary = self._folder / f".{name}.tmp"
+        temporary = self._folder / ".new"  # one name, so that a crash leaves one file behind and not many
         with temporary.open("wb") as file:
             file.write(payload)
             file.flush()

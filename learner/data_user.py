@@ -45,7 +45,7 @@ class DataUser:
         )
 
     def get_data(self) -> SequenceBatch:
-        """The next batch, in the order of the requests; waits as long as the rate limiter does.
+        """The next batch; waits as long as the rate limiter does.
 
         Raises:
             DataUserClosedError: stopped or closed meanwhile.

@@ -61,12 +61,14 @@ class Block:
     Attributes:
         records: one per trajectory, in order.
         columns: in the order of the signature, [sum of the steps, *shape] each.
-        message: the InsertRequest that holds exactly these trajectories.
+        message: the InsertRequest that holds exactly these trajectories; empty if they come from the log.
+        places: of each record in the message, from its tag on.
     """
 
     records: Sequence[Record]
     columns: Sequence[NDArray[np.generic]]
-    message: bytes
+    message: bytes = b""
+    places: Sequence[slice] = ()
 
     @property
     def num_steps(self) -> int:
@@ -146,7 +148,7 @@ class BlockReader:
             except CodecError as error:
                 shown = ", ".join(_shown(part) for part in parts[:3])
                 raise CodecError(error.reason, f"{error.message} (among trajectories {shown} ...)") from None
-        return Block(records, columns, message)
+        return Block(records, columns, message, [slice(part.tag, part.stop) for part in parts])
 
     def _unpack(
         self, view: memoryview, part: TrajectoryPart, max_steps: int, max_bytes: int

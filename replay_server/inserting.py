@@ -104,7 +104,7 @@ class Inserter:
             if not self._commit.is_durable(tables):  # what is known already is acknowledged, too
                 await self._commit.make_durable(tables)
                 continue
-            admissions = self._admissions(targets, parts)
+            admissions = self._admissions(targets)
             waited = await self._pass(admissions, deadline)
             if not waited or _still_new(targets, admissions):
                 return self._store(targets, admissions)
@@ -134,21 +134,20 @@ class Inserter:
             reader = self._readers[signature] = BlockReader(signature)
         return reader.read(message, parts.trajectories, capacity, self._in_flight.max_message_bytes)
 
-    def _admissions(self, targets: Sequence[_Target], parts: InsertParts) -> list[_Admission]:
+    def _admissions(self, targets: Sequence[_Target]) -> list[_Admission]:
         """What of an insert is new, per table."""
         admissions: list[_Admission] = []
         for served, block in targets:
             fresh = served.table.check_new(block)
             if not fresh:
                 continue
-            chosen = block if len(fresh) == len(block.records) else self._part(served, block, parts, fresh)
+            chosen = block if len(fresh) == len(block.records) else self._part(served, block, fresh)
             admissions.append(_Admission(served, chosen, served.table.items_of(chosen)))
         return admissions
 
-    def _part(self, served: ServedTable, block: Block, parts: InsertParts, chosen: Sequence[int]) -> Block:
+    def _part(self, served: ServedTable, block: Block, chosen: Sequence[int]) -> Block:
         """Some records of a block, with a message of their own."""
-        trajectories = (parts.trajectories[i] for i in chosen)
-        pieces = (block.message[trajectory.tag : trajectory.stop] for trajectory in trajectories)
+        pieces = (block.message[block.places[i]] for i in chosen)
         request = replay_pb2.InsertRequest(table=served.name)
         message = request.SerializeToString() + b"".join(pieces)
         config = served.table.config

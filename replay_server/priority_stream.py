@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable
+from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -38,8 +39,9 @@ class PriorityStream:
         self._num_waiting = 0  # keys
         self._is_sending = False
         self._updated = self._evicted = 0
-        self._failure: ReplayError | None = None
+        self._failure: BaseException | None = None
         self._closed = False
+        self._sending: grpc.Future[bytes] | None = None
         self._thread = threading.Thread(target=self._run, name=f"UpdatePriorities-{connection.address}", daemon=True)
         self._thread.start()
         try:
@@ -58,7 +60,7 @@ class PriorityStream:
         Raises:
             CodecError: they are not what they must be.
             ReplayTimeout: there was no room for the timeout.
-            ReplayError: earlier updates failed, or the stream is closed.
+            ReplayError: earlier updates failed, and these are not sent; or the stream is closed.
         """
         updates = codec.encode_priority_updates(PriorityUpdates(keys, priorities))
         number = len(codec.decode_priority_updates(updates).keys)  # what the server would refuse is refused here
@@ -84,10 +86,18 @@ class PriorityStream:
             self._updated = self._evicted = 0
             return result
 
+    @property
+    def is_sending(self) -> bool:
+        """Whether a call is under way."""
+        with self._condition:
+            return self._is_sending
+
     def close(self) -> None:
-        """End the stream; what was not sent yet is dropped."""
+        """End the stream; what was not applied yet is dropped."""
         with self._condition:
             self._closed = True
+            if self._sending is not None:
+                self._sending.cancel()
             self._condition.notify_all()
         self._thread.join()
         self._connection.remove_stream(self)
@@ -116,15 +126,17 @@ class PriorityStream:
             raise ReplayTimeout("DEADLINE_EXCEEDED", f"priorities were not applied within {self._timeout:g} s")
 
     def _run(self) -> None:
-        while (request := self._next_request()) is not None:
-            try:
-                answer = self._connection.call(
-                    lambda seconds, request=request: self._call(request, seconds), self._timeout
-                )
-            except ReplayError as error:
-                self._end_call(replay_pb2.UpdatePrioritiesResponse(), error)
-            else:
-                self._end_call(answer, None)
+        try:
+            while (request := self._next_request()) is not None:
+                try:
+                    answer = self._connection.call(partial(self._call, request), self._timeout)
+                except ReplayError as error:
+                    self._end_call(replay_pb2.UpdatePrioritiesResponse(), error)
+                else:
+                    self._end_call(answer, None)
+        except BaseException as error:
+            self._end_call(replay_pb2.UpdatePrioritiesResponse(), error)
+            raise
 
     def _next_request(self) -> bytes | None:
         with self._condition:
@@ -142,9 +154,16 @@ class PriorityStream:
         return replay_pb2.UpdatePrioritiesRequest(table=self._table, updates=together).SerializeToString()
 
     def _call(self, request: bytes, seconds: float) -> replay_pb2.UpdatePrioritiesResponse:
-        return replay_pb2.UpdatePrioritiesResponse.FromString(self._send(request, timeout=seconds))
+        with self._condition:
+            if self._closed:
+                raise closed_error()
+            self._sending = self._send.future(request, timeout=seconds)
+        try:
+            return replay_pb2.UpdatePrioritiesResponse.FromString(self._sending.result())
+        except grpc.FutureCancelledError:
+            raise closed_error() from None
 
-    def _end_call(self, answer: replay_pb2.UpdatePrioritiesResponse, failure: ReplayError | None) -> None:
+    def _end_call(self, answer: replay_pb2.UpdatePrioritiesResponse, failure: BaseException | None) -> None:
         with self._condition:
             self._is_sending = False
             self._updated += answer.updated

@@ -148,7 +148,7 @@ def _stored_chunks(config: TableConfig, entries: Sequence[Entry], removed: set[i
         if kept[first]:
             steps = slice(int(stops[first]) - block.records[first].num_steps, int(stops[last]))
             chosen = slice(first, last + 1)
-            part = Block(block.records[chosen], [column[steps] for column in block.columns], b"")
+            part = Block(block.records[chosen], [column[steps] for column in block.columns])
             yield _Chunks(part, int(ordinals[first]), slots[steps], names[chosen], float(stored_at[first]))
 
 
@@ -187,7 +187,7 @@ def decode_entries(config: TableConfig, entries: Sequence[Entry]) -> Block:
     total = sum(record.num_steps for record in records)
     joined = (b"".join(column) for column in zip(*parts, strict=True))
     columns = [codec.array_of(data, spec, total) for data, spec in zip(joined, config.signature, strict=True)]
-    return Block(records, columns, b"")
+    return Block(records, columns)
 
 
 def _columns_of(trajectory: trajectory_pb2.Trajectory, signature: Signature) -> Sequence[bytes]:

@@ -17,8 +17,6 @@ from replay_server.redis_log import RedisLog, newest_of
 from replay_server.rewriting import plan_rewriting
 from replay_server.table import Placement, Table
 from replay_server.write_chain import Command
-from zero.wire import replay_pb2
-from zero.wire.wire_format import read_fields
 
 
 class LoggedTable(Protocol):
@@ -82,10 +80,12 @@ class TableLog:
         self._placed.append(_Placed(block, placement, entries))
         commands: list[Command] = []
         start = 0
-        for i, (record, message) in enumerate(zip(block.records, _split(block.message), strict=True)):
+        for i, (record, place) in enumerate(zip(block.records, block.places, strict=True)):
             part = placement._replace(slots=placement.slots[start : start + record.num_steps])
             start += record.num_steps
-            commands.append(self._append_command(entries[i], [record], placement.ordinal + i, part, message))
+            commands.append(
+                self._append_command(entries[i], [record], placement.ordinal + i, part, block.message[place])
+            )
         return commands
 
     def _append_command(
@@ -193,15 +193,6 @@ class TableLog:
             yield last
 
         return writes()
-
-
-def _split(message: bytes) -> Iterator[bytes]:
-    """One InsertRequest per trajectory of an InsertRequest."""
-    start = 0
-    for field in read_fields(message, 0, len(message)):
-        if field.number == replay_pb2.InsertRequest.TRAJECTORIES_FIELD_NUMBER:
-            yield message[start : field.stop]
-        start = field.stop
 
 
 def recovered_log(log: RedisLog, target: LoggedTable, recovered: Recovered) -> TableLog:

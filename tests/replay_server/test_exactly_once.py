@@ -4,12 +4,14 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
+import grpc
 import numpy as np
 import pytest
 
 from replay_server.answers import InsertResult, ReplayError
 from replay_server.client import ReplayClient
 from replay_server.server import ReplayServer, ReplayServerSettings
+from tests.replay_server.messages import call, insert_bytes
 from tests.replay_server.played import played, table_config
 from zero.tables import Durability, TableConfig
 from zero.trajectories import PriorityUpdates, Trajectory
@@ -106,3 +108,17 @@ def test_memory_tables_come_back_empty_and_old_keys_miss_their_steps(settings: R
         client.insert(config.name, [played(1)])
         result = client.update_priorities(config.name, PriorityUpdates(keys, np.ones(8, np.float32)))
         assert (result.updated, result.evicted) == (0, 8)
+
+
+@pytest.mark.parametrize("remover", ["fifo", "lifo"])
+def test_a_field_of_another_kind_harms_neither_server_nor_log(settings: ReplayServerSettings, remover: str) -> None:
+    """A varint under the number of the trajectories, which protobuf skips: stored once, and read again after a restart."""
+    table = table_config("odd", remover=remover)
+    message = b"\x10\x01" + insert_bytes("odd", played(1), played(2))
+    for _ in range(2):
+        with ReplayServer(settings) as bound, ReplayClient(bound.address) as client:
+            client.create_table(table)
+            with grpc.insecure_channel(bound.address) as channel:
+                call(channel, "Insert", message)
+            assert client.server_info().tables["odd"].num_trajectories == 2
+            assert client.verify_table("odd").problems == ()

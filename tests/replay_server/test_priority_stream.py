@@ -1,6 +1,9 @@
 """Priority updates over a stream: all applied, in order, failures told, nothing lost when the server is killed."""
 
+import os
+import signal
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +14,7 @@ from replay_server.answers import ReplayError, UpdateResult
 from replay_server.client import ReplayClient
 from tests.replay_server.killable import killable_server
 from tests.replay_server.played import played, table_config
+from tests.roles import wait_until
 from zero.tables import TableConfig
 from zero.trajectories import PriorityUpdates
 from zero.wire.codec import CodecError
@@ -113,3 +117,21 @@ def test_updates_go_on_over_a_restart(tmp_path: Path) -> None:
             stream.flush()
             client.update_priorities(config.name, PriorityUpdates(keys[:1], np.ones(1, np.float32)))
         assert weights_of(client, config.name, keys)[0] == pytest.approx(1.0)
+
+
+def test_closing_waits_for_no_server_that_hangs(tmp_path: Path) -> None:
+    """A call under way is cancelled; leaving with an error takes no time."""
+    with killable_server(tmp_path) as server, ReplayClient(server.address) as client:
+        config = table_config(selector="prioritized")
+        client.create_table(config)
+        keys = filled(client, config.name)
+        os.kill(server.pid, signal.SIGSTOP)
+        try:
+            started = time.monotonic()
+            with pytest.raises(KeyboardInterrupt), client.priority_stream(config.name) as stream:  # noqa: PT012
+                stream.update(keys, np.ones(len(keys)))
+                wait_until(lambda: stream.is_sending)
+                raise KeyboardInterrupt
+            assert time.monotonic() - started < 5
+        finally:
+            os.kill(server.pid, signal.SIGCONT)

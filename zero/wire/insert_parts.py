@@ -15,6 +15,15 @@ _COLUMNS = trajectory_pb2.Trajectory.COLUMNS_FIELD_NUMBER
 _DATA = trajectory_pb2.Column.DATA_FIELD_NUMBER
 _USUAL_TRAJECTORIES, _USUAL_COLUMNS = 64, 1024
 _MALFORMED = -1
+_FRAME_BYTES = 5  # of the varint of a tag or a size
+_VALUE_BYTES = 10
+_LARGEST_TAG = 0xFFFFFFFF
+
+MOST_TRAJECTORIES = 1 << 14
+"""The most of one request: each costs some hundred bytes before it is known to be one."""
+
+MOST_COLUMNS = 1 << 18
+"""The most of all its trajectories together."""
 
 
 class ColumnPart(NamedTuple):
@@ -62,10 +71,10 @@ class InsertParts(NamedTuple):
 
 
 @njit
-def _varint(data: NDArray[np.uint8], at: int, stop: int) -> tuple[int, int]:
+def _varint(data: NDArray[np.uint8], at: int, stop: int, most_bytes: int) -> tuple[int, int]:
     """A varint and where it ends; beyond `stop` if it is none."""
     value = 0
-    for i in range(10):
+    for i in range(most_bytes):
         if at + i >= stop:
             break
         byte = int(data[at + i])
@@ -77,23 +86,25 @@ def _varint(data: NDArray[np.uint8], at: int, stop: int) -> tuple[int, int]:
 
 @njit
 def _field(data: NDArray[np.uint8], at: int, stop: int) -> tuple[int, int, int, int]:
-    """Number, wire type, start and stop of the content of the field at `at`; number -1 if there is none."""
-    tag, start = _varint(data, at, stop)
+    """Number, wire type, start and stop of the content of the field at `at`; number -1 if there is none.
+
+    Tags and sizes are within the bounds that protobuf has for them: what is let in here must be readable for ever.
+    """
+    tag, start = _varint(data, at, stop, _FRAME_BYTES)
     kind = tag & 7
     size = 0
     if kind == 0:
-        _, after = _varint(data, start, stop)
+        _, after = _varint(data, start, stop, _VALUE_BYTES)
         size = after - start
     elif kind == 1:
         size = 8
     elif kind == 2:
-        size, start = _varint(data, start, stop)
+        size, start = _varint(data, start, stop, _FRAME_BYTES)
     elif kind == 5:
         size = 4
     else:
         return -1, 0, 0, 0
-    # A size of more than 63 bits is negative here; added to a place it must not wrap around either.
-    if tag < 8 or start > stop or size < 0 or size > stop - start:
+    if tag < 8 or tag > _LARGEST_TAG or start > stop or size > stop - start:
         return -1, 0, 0, 0
     return tag >> 3, kind, start, start + size
 
@@ -172,6 +183,9 @@ def _apart(message: bytes) -> InsertParts:
     columns = np.empty((_USUAL_COLUMNS, 6), np.int64)
     wanted = (_TRAJECTORIES, _COLUMNS, _DATA)
     counts = _scan(data, trajectories, columns, wanted)
+    for number, most, what in ((counts[0], MOST_TRAJECTORIES, "trajectories"), (counts[1], MOST_COLUMNS, "columns")):
+        if number > most:
+            raise CodecError(Reason.BAD_MESSAGE, f"{number} {what} in one insert, at most {most} are taken: send fewer")
     if counts[0] > len(trajectories) or counts[1] > len(columns):
         trajectories, columns = np.empty((counts[0], 5), np.int64), np.empty((counts[1], 6), np.int64)
         _scan(data, trajectories, columns, wanted)

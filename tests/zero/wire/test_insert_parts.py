@@ -1,7 +1,5 @@
 """What is taken apart is what protobuf reads, in whatever order it stands, and nonsense is refused."""
 
-from contextlib import suppress
-
 import numpy as np
 import pytest
 from google.protobuf.message import DecodeError
@@ -10,7 +8,7 @@ from hypothesis import strategies as st
 
 from zero.wire import replay_pb2, trajectory_pb2
 from zero.wire.codec import CodecError
-from zero.wire.insert_parts import take_apart
+from zero.wire.insert_parts import MOST_COLUMNS, MOST_TRAJECTORIES, take_apart
 from zero.wire.wire_format import delimited, head, number, packed, varint
 
 _TEXT = st.text(max_size=8)
@@ -98,11 +96,15 @@ def test_damaged_messages_are_read_as_protobuf_does_or_refused(message: bytes, d
                 del damaged[at:]
             case _:
                 damaged[at:at] = data.draw(st.binary(max_size=11))
-    with suppress(CodecError):
-        take_apart(bytes(damaged))
-        # Of a trajectory protobuf sees the inside at once, the server when it reads the columns.
-        with suppress(DecodeError):
-            _assert_same(bytes(damaged))
+    message = bytes(damaged)
+    try:
+        parts = take_apart(message)
+        for part in parts.trajectories:  # as the server does when it reads the columns
+            for header, _, _ in part.columns:
+                trajectory_pb2.Column.FromString(header)
+    except (CodecError, DecodeError):
+        return
+    _assert_same(message)  # what is let in must be readable when it comes out of the log
 
 
 @pytest.mark.parametrize(("trajectories", "columns"), [(1000, 3), (2, 3000), (0, 0)])
@@ -127,6 +129,40 @@ def test_sizes_that_wrap_around_are_refused(size: int) -> None:
     ):
         with pytest.raises(CodecError, match="InsertRequest"):
             take_apart(message)
+
+
+def _long(value: int) -> bytes:
+    """A varint of six bytes, which protobuf takes for values but neither for tags nor for sizes."""
+    return bytes([value & 0x7F | 0x80, value >> 7 & 0x7F | 0x80, 0x80, 0x80, 0x80, 0x00])
+
+
+@pytest.mark.parametrize("level", ["trajectory", "column", "data"])
+@pytest.mark.parametrize("what", ["tag", "size"])
+def test_tags_and_sizes_are_as_short_as_protobuf_wants_them(level: str, what: str) -> None:
+    """What protobuf would refuse when it comes out of the log is not let in."""
+    message = b"abc"
+    for number_, name in ((4, "data"), (7, "column"), (2, "trajectory")):
+        tag, size = number_ << 3 | 2, len(message)
+        is_long = name == level
+        message = (
+            (_long(tag) if is_long and what == "tag" else varint(tag))
+            + (_long(size) if is_long and what == "size" else varint(size))
+            + message
+        )
+    with pytest.raises(DecodeError):
+        replay_pb2.InsertRequest.FromString(message)
+    with pytest.raises(CodecError, match="InsertRequest"):
+        take_apart(message)
+
+
+@pytest.mark.parametrize(
+    ("message", "text"),
+    [(b"\x12\x00" * (MOST_TRAJECTORIES + 1), "trajectories"), (_field(2, b"\x3a\x00" * (MOST_COLUMNS + 1)), "columns")],
+)
+def test_more_parts_than_make_sense_are_refused_before_any_is_made(message: bytes, text: str) -> None:
+    """Two bytes of nonsense must not cost hundreds of ours."""
+    with pytest.raises(CodecError, match=f"{text} in one insert, at most"):
+        take_apart(message)
 
 
 def test_nothing_is_copied_of_the_data() -> None:
