@@ -150,7 +150,10 @@ def test_the_health_of_learning_is_shown_as_it_is(address: str, client: ReplayCl
     game, stop, metrics = make_game("tic_tac_toe", {}), Event(), LearnerMetrics()
     client.create_table(self_play_table(config, game))
     learner = Learner(config, game, torch.device("cpu"))
+    # A new network expects the same of every position, which has no slope.
+    torch.nn.init.normal_(learner.network.value[2].weight, generator=torch.Generator().manual_seed(0))
     fresh = Learner(config, game, torch.device("cpu"))
+    fresh.network.load_state_dict(learner.network.state_dict())
     store = CheckpointStore(tmp_path / "checkpoints")
     for other in (1, 2):
         client.publish_weights(weights_to_bytes(make_network(game, network, other)), 0)

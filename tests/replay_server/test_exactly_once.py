@@ -48,9 +48,9 @@ def test_other_content_under_a_known_id_is_refused_whole(client: ReplayClient, m
     """CONTENT_CONFLICT, and the new trajectory of the same call is not stored either; also within one call."""
     config = make_table()
     client.insert(config.name, [played(1)])
-    for call in ([played(5), other_content(played(1))], [played(5), other_content(played(5))]):
+    for calls in ([played(5), other_content(played(1))], [played(5), other_content(played(5))]):
         with pytest.raises(ReplayError, match="other content") as caught:
-            client.insert(config.name, call)
+            client.insert(config.name, calls)
         assert caught.value.reason == "CONTENT_CONFLICT"
     assert client.server_info().tables[config.name].num_trajectories == 1
     assert client.insert(config.name, [played(5)]).stored == 1
@@ -112,7 +112,7 @@ def test_memory_tables_come_back_empty_and_old_keys_miss_their_steps(settings: R
 
 @pytest.mark.parametrize("remover", ["fifo", "lifo"])
 def test_a_field_of_another_kind_harms_neither_server_nor_log(settings: ReplayServerSettings, remover: str) -> None:
-    """A varint under the number of the trajectories, which protobuf skips: stored once, and read again after a restart."""
+    """A varint under the number of the trajectories: protobuf skips it. Stored once, and read again after a restart."""
     table = table_config("odd", remover=remover)
     message = b"\x10\x01" + insert_bytes("odd", played(1), played(2))
     for _ in range(2):
