@@ -54,6 +54,9 @@ def _check_description(game: Game) -> None:
     _require(game.observation_spec.name == "observation", 'observation_spec must be named "observation"')
     _require(len(game.planes_shape) == 3 and min(game.planes_shape) >= 1, "planes_shape must be (C, H, W), each >= 1")
     _require(game.num_features >= 0, "num_features must not be negative")
+    lines = game.lines
+    _require_array("lines", lines, np.bool_, (len(lines), *game.planes_shape[1:]))
+    _require(lines.any(axis=(1, 2)).all(), "a line of lines has no cell")
 
 
 def _check_initial(game: Game, rng: np.random.Generator, num_games: int) -> States:

@@ -152,3 +152,23 @@ def test_wrong_descriptions_are_caught(attribute: str, value: object, broken: st
     setattr(game, attribute, value)
     with pytest.raises(ContractError, match=broken):
         check_game(game)
+
+
+@pytest.mark.parametrize(
+    ("lines", "broken"),
+    [
+        (np.zeros((1, 3, 3), np.bool_), "a line of lines has no cell"),
+        (np.ones((1, 3, 4), np.bool_), "lines must have shape"),
+        (np.ones((1, 3, 3), np.float32), "lines must be bool"),
+    ],
+)
+def test_wrong_lines_are_caught(lines: np.ndarray, broken: str):
+    """A line without a cell would be averaged to NaN."""
+
+    class Lined(TicTacToe):
+        @property
+        def lines(self) -> np.ndarray:
+            return lines
+
+    with pytest.raises(ContractError, match=broken):
+        check_game(Lined())
