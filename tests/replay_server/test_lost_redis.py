@@ -28,6 +28,8 @@ from tests.replay_server.played import played, table_config
 from zero.tables import RateLimiterConfig
 from zero.trajectories import PriorityUpdates, TrajectoryFilter
 
+pytestmark = pytest.mark.slow
+
 
 class ForgetfulRedis:
     """A redis-server without an append-only file: killed, it comes back with its last snapshot or with nothing."""
@@ -279,8 +281,6 @@ SERVE = """
 import sys, threading
 from pathlib import Path
 from replay_server.server import ReplayServerSettings, run_replay_server
-
-pytestmark = pytest.mark.slow
 settings = ReplayServerSettings(Path(sys.argv[1]), redis_url=sys.argv[2])
 run_replay_server(settings, threading.Event(), lambda addresses: print(addresses.address, flush=True))
 """
