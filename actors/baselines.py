@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actors.baselines_mcts import MctsPlayer
-from actors.players import Actions, GreedyPlayer, Player, RandomPlayer, Seeds
+from actors.players import Actions, GreedyPlayer, Player, RandomPlayer, Seeds, best_actions
 from zero.games.game import Game, GameError, States
 from zero.games.random_play import row_uniforms
 from zero.games.tic_tac_toe import TicTacToe
@@ -44,7 +44,7 @@ class OnePlyPlayer:
         if len(rows):
             transition = self._game.apply(states[rows], actions)
             values[rows, actions] = transition.rewards + self._heuristic(transition.states)
-        return _best_actions(values, seeds)
+        return best_actions(values, seeds)
 
 
 def line_fill(game: Triangle) -> Heuristic:
@@ -107,7 +107,7 @@ class FlatMonteCarloPlayer:
             values[rows[pairs], actions[pairs]] = self._mean_returns(
                 states[rows[pairs]], actions[pairs], seeds[rows[pairs]]
             )
-        return _best_actions(values, seeds)
+        return best_actions(values, seeds)
 
     def _mean_returns(self, states: States, actions: Actions, seeds: Seeds) -> NDArray[np.float64]:
         """Mean returns [P] of random games after one action in each of P positions."""
@@ -144,7 +144,7 @@ class PerfectPlayer:
         """See Player; positions must be reachable from the start."""
         nothing = np.zeros(self._game.num_actions, np.bool_)
         best = np.array([self._best.get(state.tobytes(), nothing) for state in states])
-        return np.where(best, row_uniforms(seeds, 0, best.shape[1]), -1.0).argmax(axis=1)
+        return best_actions(best.astype(np.float64), seeds)
 
     def _solve(self) -> None:
         """Walk forward through the levels of the game, then back with what every position is worth."""
@@ -183,12 +183,6 @@ class _Level(NamedTuple):
     actions: NDArray[np.int64]
     rewards: NDArray[np.float32]
     child: NDArray[np.int64]
-
-
-def _best_actions(values: NDArray[np.float64], seeds: Seeds) -> Actions:
-    """Actions [B] of the highest values [B, A], ties at random."""
-    best = values == values.max(axis=1, keepdims=True)
-    return np.where(best, row_uniforms(seeds, 0, values.shape[1]), -1.0).argmax(axis=1)
 
 
 def _triangle_player(game: Game, heuristic: Callable[[Triangle], Heuristic], name: str) -> Player:

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zero.games.game import Game, States
+from zero.games.random_play import row_uniforms
 from zero.networks.inference import InferenceNetwork
 from zero.search.tree_search import TreeSearch
 
@@ -26,9 +27,10 @@ class Player(Protocol):
         ...
 
 
-def _uniforms(seeds: Seeds, size: int) -> NDArray[np.float64]:
-    """Independent uniforms [B, size], row i from seeds[i] alone."""
-    return np.stack([np.random.default_rng(int(seed)).random(size) for seed in seeds])
+def best_actions(values: NDArray[np.floating], seeds: Seeds) -> Actions:
+    """Actions [B] of the highest values [B, A], ties at random, row i by seeds[i] alone."""
+    best = values == values.max(axis=1, keepdims=True)
+    return np.where(best, row_uniforms(seeds, 0, values.shape[1]), -1.0).argmax(axis=1)
 
 
 class RandomPlayer:
@@ -39,8 +41,7 @@ class RandomPlayer:
 
     def choose(self, states: States, seeds: Seeds) -> Actions:
         """See Player."""
-        mask = self._game.legal_action_mask(states)
-        return np.where(mask, _uniforms(seeds, mask.shape[1]), -1.0).argmax(-1)
+        return best_actions(self._game.legal_action_mask(states).astype(np.float64), seeds)
 
 
 class GreedyPlayer:
@@ -56,8 +57,7 @@ class GreedyPlayer:
         rewards = np.full(mask.shape, -np.inf)
         if len(rows):
             rewards[rows, actions] = self._game.apply(states[rows], actions.astype(np.int64)).rewards
-        best = rewards == rewards.max(-1, keepdims=True)
-        return np.where(best & mask, _uniforms(seeds, mask.shape[1]), -1.0).argmax(-1)
+        return best_actions(rewards, seeds)
 
 
 class PolicyPlayer:
