@@ -74,7 +74,7 @@ class ResidualNetwork(nn.Module):
         super().__init__()
         self.encoded_size = game.encoded_size
         self.num_features = game.num_features
-        self._planes_shape = game.planes_shape
+        self.planes_shape = game.planes_shape
         planes, height, width = game.planes_shape
         self._num_plane_values = planes * height * width
         channels = config.channels
@@ -105,7 +105,7 @@ class ResidualNetwork(nn.Module):
         Args:
             encoded: [B, C * H * W + F], as Game.encode gives it.
         """
-        planes = encoded[:, : self._num_plane_values].unflatten(1, self._planes_shape)
+        planes = encoded[:, : self._num_plane_values].unflatten(1, self.planes_shape)
         features = encoded[:, self._num_plane_values :]
         stem = self.stem(planes.contiguous(memory_format=torch.channels_last))
         if self.features is not None:

@@ -93,7 +93,7 @@ class WinogradNetwork:
     """
 
     def __init__(self, network: ResidualNetwork) -> None:
-        height, width = _board_shape(network)
+        _, height, width = network.planes_shape
         self._cells = height * width
         self._board = make_board(height, width)
         self._stem = make_layer(network.stem.weight)
@@ -187,19 +187,6 @@ class WinogradNetwork:
                 block.second(activations, offsets)
             else:
                 convolve(board, block.second, self._scratch, hidden, _flat(offsets), trunk, trunk, means)
-
-
-def _board_shape(network: ResidualNetwork) -> tuple[int, int]:
-    """Height and width of the planes that the network's first convolution gets."""
-    shapes: list[tuple[int, int]] = []
-
-    def note(_module: nn.Module, inputs: tuple[Tensor]) -> None:
-        shapes.append((inputs[0].shape[2], inputs[0].shape[3]))
-
-    hook = network.stem.register_forward_pre_hook(note)
-    network(torch.zeros(1, network.encoded_size))
-    hook.remove()
-    return shapes[0]
 
 
 def _bias(layer: nn.Conv2d) -> Tensor:
