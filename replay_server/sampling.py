@@ -96,8 +96,8 @@ class Sampler:
     async def _take_turn(self) -> None:
         """Let one request of all streams on per round of the event loop.
 
-        gRPC needs some rounds to let a new call in: were every round as long as all learners together keep it busy, who
-        inserts with a call of its own would wait a hundred times as long as who has a stream.
+        gRPC needs some rounds to let a new call in: were every round as long as all learners together keep it busy, new
+        calls would hardly come in beside them.
         """
         async with self._turn:
             await asyncio.sleep(0)

@@ -10,7 +10,7 @@ from zero.games.game import Game, States
 from zero.games.random_play import random_legal_actions
 from zero.games.registry import make_game
 
-TARGET_MOVES_PER_SECOND = 1_000_000
+TARGET_MOVES_PER_SECOND = 2_000_000
 
 
 def play(game: Game, states: States, rng: np.random.Generator, seconds: float) -> tuple[float, States]:
@@ -52,7 +52,8 @@ def main() -> None:
     _, states = play(game, states, rng, 0.2)
     speed, states = play(game, states, rng, arguments.seconds)
     verdict = "met" if speed >= TARGET_MOVES_PER_SECOND else "missed"
-    print(f"random moves/s, one core, {arguments.games} games: {speed:,.0f} (target 1,000,000: {verdict})")
+    target = f"target {TARGET_MOVES_PER_SECOND:,}: {verdict}"
+    print(f"random moves/s, one core, {arguments.games} games: {speed:,.0f} ({target})")
 
     mask = game.legal_action_mask(states)
     uniforms = rng.random(arguments.games)
