@@ -4,11 +4,10 @@ from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from types import TracebackType
-from typing import Self
 
 from replay_server.answers import InsertResult
 from replay_server.connection import Connection, refusal
+from replay_server.flushed import FlushedStream
 from replay_server.ordered_stream import OrderedStream, hold_seconds
 from zero.trajectories import Trajectory
 from zero.wire import frames, replay_pb2
@@ -16,7 +15,7 @@ from zero.wire import frames, replay_pb2
 _METHOD = "/zero.v1.ReplayService/InsertStream"
 
 
-class InsertStream:
+class InsertStream(FlushedStream):
     """Inserts over a stream, for any number of threads; as a context it ends with everything stored, or an error.
 
     What a dead or restarted server did not acknowledge is sent again; trajectories carry their idempotency key, so each
@@ -80,18 +79,6 @@ class InsertStream:
     def close(self) -> None:
         """End the stream; inserts that are not acknowledged fail."""
         self._stream.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        try:
-            if error is None:
-                self.flush()
-        finally:
-            self.close()
 
     def _note(self, outcome: Future[InsertResult]) -> None:
         failure = outcome.exception()

@@ -3,8 +3,6 @@
 import threading
 from collections.abc import Callable
 from functools import partial
-from types import TracebackType
-from typing import Self
 
 import grpc
 import numpy as np
@@ -12,6 +10,7 @@ from numpy.typing import NDArray
 
 from replay_server.answers import ReplayError, ReplayTimeout, UpdateResult
 from replay_server.connection import Connection, closed_error
+from replay_server.flushed import FlushedStream
 from replay_server.ordered_stream import wait_seconds
 from zero.trajectories import PriorityUpdates
 from zero.wire import codec, replay_pb2
@@ -21,7 +20,7 @@ _MOST_KEYS = 1 << 16
 """The most that wait for the next call."""
 
 
-class PriorityStream:
+class PriorityStream(FlushedStream):
     """Sends priority updates in their order, for any number of threads; as a context it ends with all of them applied.
 
     However small the updates are, they cost one call per round trip. A call that fails for now is repeated.
@@ -101,18 +100,6 @@ class PriorityStream:
             self._condition.notify_all()
         self._thread.join()
         self._connection.remove_stream(self)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        try:
-            if error is None:
-                self.flush()
-        finally:
-            self.close()
 
     def _wait_for(self, is_so: Callable[[], bool]) -> None:
         """Wait, within the condition; raises what has failed meanwhile, once."""

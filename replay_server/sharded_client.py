@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from replay_server.answers import InsertResult, ServerInfo, UpdateResult
 from replay_server.client import ReplayClient
 from replay_server.credentials import Credentials
+from replay_server.flushed import FlushedStream
 from replay_server.insert_stream import InsertStream
 from replay_server.sharded_sampling import ShardedSampler, ShardedSampleStream, results_of
 from replay_server.sharding import Placement, ShardedBatch, ShardedUpdates
@@ -216,7 +217,7 @@ class ShardedClient:
         return results_of([shard.inserting.submit(call, shard.patient) for shard in self._shards.shards])
 
 
-class ShardedInsertStream:
+class ShardedInsertStream(FlushedStream):
     """Inserts over a stream to every server; as InsertStream, in order for each of them."""
 
     def __init__(
@@ -249,18 +250,6 @@ class ShardedInsertStream:
         """End the streams; inserts that are not acknowledged fail."""
         for stream in self._streams:
             stream.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        try:
-            if error is None:
-                self.flush()
-        finally:
-            self.close()
 
 
 def _sum_of(results: Sequence[InsertResult]) -> InsertResult:
