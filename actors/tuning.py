@@ -8,7 +8,7 @@ import torch
 
 from zero.config import ExperimentConfig
 from zero.games.game import Game
-from zero.networks.inference import DTYPES, InferenceNetwork
+from zero.networks.inference import DTYPES, InferenceNetwork, fastest_dtype
 from zero.networks.residual import ResidualNetwork
 from zero.search.make_search import make_search
 
@@ -54,16 +54,14 @@ def tune(game: Game, network: ResidualNetwork, config: ExperimentConfig, clock: 
     """
     games = None if config.self_play.games_per_actor == "auto" else config.self_play.games_per_actor
     dtype = None if config.self_play.dtype == "auto" else _DTYPES[config.self_play.dtype]
-    start_rate(game, network, config, DTYPES[0], 1, clock)  # compiles
+    _start_rate(game, network, config, DTYPES[0], 1, clock)  # compiles
     start = clock()
     sizes = GAMES if games is None else (games,)
     if dtype is None:
-        size = _GAMES_FOR_DTYPE if games is None else games
-        dtypes = {each: start_rate(game, network, config, each, size, clock) for each in DTYPES}
-        dtype = max(dtypes, key=dtypes.__getitem__)
+        dtype = fastest_dtype(network, games or _GAMES_FOR_DTYPE, clock)
     rates: dict[int, float] = {}
     for size in sizes:
-        rates[size] = start_rate(game, network, config, dtype, size, clock)
+        rates[size] = _start_rate(game, network, config, dtype, size, clock)
         if clock() - start > _BUDGET_SECONDS:
             break
     enough = _GOOD_ENOUGH * max(rates.values())
@@ -71,7 +69,7 @@ def tune(game: Game, network: ResidualNetwork, config: ExperimentConfig, clock: 
     return Tuning(chosen, dtype, rates[chosen], clock() - start)
 
 
-def start_rate(
+def _start_rate(
     game: Game,
     network: ResidualNetwork,
     config: ExperimentConfig,

@@ -482,7 +482,7 @@ class InsertRequest(_message.Message):
     """The table's name."""
     @_builtins.property
     def trajectories(self) -> _containers.RepeatedCompositeFieldContainer[_trajectory_pb2.Trajectory]:
-        """At least one; chunks of one trajectory in their order."""
+        """At least one, at most 16384 with at most 262144 columns together; chunks of one trajectory in their order."""
 
     @_builtins.property
     def more_tables(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
