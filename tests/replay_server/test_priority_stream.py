@@ -92,7 +92,7 @@ def test_a_refused_call_is_told_once(client: ReplayClient) -> None:
 
 
 def test_a_closed_stream_says_so(client: ReplayClient, make_table: MakeTable) -> None:
-    """Also when its client is closed under it, while somebody waits."""
+    """Its client was closed under it; nor does a closed client open one."""
     other = ReplayClient(client.address)
     stream = other.priority_stream(make_table().name)
     other.close()
