@@ -7,9 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zero.config import SelfPlayConfig
-from zero.games.game import Game
+from zero.games.game import Game, Transition
 from zero.search.tree_search import SearchResult, TreeSearch
-from zero.self_play_table import self_play_signature
+from zero.self_play_table import NO_CODE, self_play_signature
 from zero.trajectories import Signature, Trajectory
 
 Array = NDArray[np.generic]
@@ -131,7 +131,9 @@ class SelfPlay:
         noise_scale = 0.0 if is_cheap else self._config.noise_scale
         result = search.run(self._states, seeds, noise_scale, num_simulations)
         actions = self._choose(result)
-        transition = self._game.step(self._states, actions, self._draw_outcomes())
+        applied = self._game.apply(self._states, actions)
+        outcomes = self._draw_outcomes()
+        transition = self._game.settle(applied, outcomes)
         to_play = self._game.to_play(self._states)
         same_player = to_play == self._game.to_play(transition.states)
         discounts = np.where(transition.terminated, 0, np.where(same_player, 1, -1))
@@ -143,6 +145,7 @@ class SelfPlay:
                 "discount": discounts,
                 "search_policy": np.zeros_like(result.search_policy) if is_cheap else result.search_policy,
                 "search_value": result.search_value,
+                "chance_code": self._chance_codes(applied, outcomes),
             }
         )
         # The score is the first player's; rewards are the mover's.
@@ -159,6 +162,11 @@ class SelfPlay:
             policy_divergence=float(result.policy_divergence.mean()),
             search_optimism=tuple(optimism),
         )
+
+    def _chance_codes(self, applied: Transition, outcomes: NDArray[np.int64]) -> NDArray[np.int64]:
+        """What players see of what chance does after the actions, [G, number of codes]."""
+        codes = self._game.chance_codes(applied.states, outcomes)
+        return np.where(applied.chance_pending[:, None], codes, NO_CODE)
 
     def _is_cheap(self) -> bool:
         """Whether this move is searched cheaply: in all games or none, for they wait for each other."""

@@ -32,11 +32,13 @@ PHASES = (NETWORK, TREE, RULES, ENCODING, RECORDING, SENDING)
 
 RULES_METHODS = (
     "apply",
+    "chance_codes",
     "chance_from_uniforms",
     "initial",
     "legal_action_mask",
     "resolve",
     "search_action_mask",
+    "settle",
     "stats",
     "step",
     "terminated",

@@ -40,15 +40,18 @@ class NetworkConfig(Section):
     """The residual network.
 
     Attributes:
+        model: what the search simulates with: "rules" for those of the game (AlphaZero), "learned" for a model that the
+            network learns as well (MuZero).
         channels: of every convolution.
         blocks: residual blocks.
         value_hidden: units before the value logits.
-        support_min: least value of the categorical value, after the transform.
+        support_min: least value of the categorical value, after the transform; of the learned model's reward as well.
         support_max: largest value, after the transform; 20 stands for a return of 433.
         support_size: atoms between them.
         value_transform: squash returns by h(x) = sign(x) (sqrt(|x| + 1) - 1) + 0.001 x.
     """
 
+    model: Literal["rules", "learned"] = "rules"
     channels: PositiveInt = 32
     blocks: PositiveInt = 2
     value_hidden: PositiveInt = 64
@@ -162,6 +165,7 @@ class LearnerConfig(Section):
 
     Attributes:
         batch_size: positions per training step.
+        unroll_steps: moves over which the learned model is unrolled from every drawn position; 0 for none.
         td_steps: moves after which a value target bootstraps at the latest.
         td_lambda: 0 bootstraps after one move, 1 after td_steps.
         learning_rate: peak of AdamW.
@@ -172,6 +176,11 @@ class LearnerConfig(Section):
         weight_decay: of AdamW.
         max_grad_norm: larger gradients are scaled down to it.
         value_loss_weight: against a policy loss of weight 1.
+        reward_loss_weight: of the learned model's rewards, likewise.
+        chance_loss_weight: of its foresight of chance, likewise.
+        consistency_loss_weight: likewise, of the similarity between what the model foresees and what the network makes
+            of the position that really followed (Ye et al. 2021, "Mastering Atari games with limited data").
+        entropy_weight: rewards policies that leave much open; 0 for none.
         importance_sampling_exponent: how much of the bias of prioritized draws is undone.
         publish_interval_steps: training steps between publications of the weights.
         checkpoint_interval_seconds: between checkpoints.
@@ -179,6 +188,7 @@ class LearnerConfig(Section):
     """
 
     batch_size: PositiveInt = 256
+    unroll_steps: Count = 0
     td_steps: PositiveInt = 32
     td_lambda: Fraction = 0.9
     learning_rate: PositiveFloat = 2e-3
@@ -189,6 +199,10 @@ class LearnerConfig(Section):
     weight_decay: float = Field(default=1e-4, ge=0, allow_inf_nan=False)
     max_grad_norm: PositiveFloat = 1.0
     value_loss_weight: PositiveFloat = 1.0
+    reward_loss_weight: PositiveFloat = 1.0
+    chance_loss_weight: PositiveFloat = 1.0
+    consistency_loss_weight: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    entropy_weight: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     importance_sampling_exponent: Fraction = 0.4
     publish_interval_steps: PositiveInt = 10
     checkpoint_interval_seconds: PositiveFloat = 60.0
@@ -245,6 +259,28 @@ class ExperimentConfig(Section):
         noise = search.dirichlet_fraction * self_play.noise_scale
         if search.root_policy == "puct" and noise > 1:
             raise ValueError(f"search.dirichlet_fraction x self_play.noise_scale is {noise:g}, above 1")
+        return self
+
+    @model_validator(mode="after")
+    def _a_learned_model_is_learned_and_asked(self) -> "ExperimentConfig":
+        learned, unroll_steps = self.network.model == "learned", self.learner.unroll_steps
+        if learned and unroll_steps == 0:
+            raise ValueError('network.model "learned" needs learner.unroll_steps of at least 1: nothing else trains it')
+        if not learned and unroll_steps > 0:
+            raise ValueError(
+                f'learner.unroll_steps {unroll_steps} needs network.model "learned": there is no model to unroll'
+            )
+        if not learned and self.learner.consistency_loss_weight > 0:
+            raise ValueError('learner.consistency_loss_weight needs network.model "learned": it compares its states')
+        if learned and self.search.reuse_subtree:
+            raise ValueError(
+                'search.reuse_subtree needs network.model "rules": a learned model does not recognise a position that '
+                "it has foreseen"
+            )
+        if learned and self.search.chance_draws > 1:
+            raise ValueError(
+                'search.chance_draws above 1 needs network.model "rules": a learned model evaluates one outcome a visit'
+            )
         return self
 
     @model_validator(mode="after")

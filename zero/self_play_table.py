@@ -7,6 +7,9 @@ from zero.trajectories import ColumnSpec, Signature
 
 TABLE_NAME = "self_play"
 
+NO_CODE = 255
+"""Stands for a chance code where nothing was random."""
+
 
 def self_play_signature(game: Game) -> Signature:
     """The columns of a self-play trajectory.
@@ -14,8 +17,11 @@ def self_play_signature(game: Game) -> Signature:
     observation: compact, before the move. action: what was played. reward: what it earned the player who moved.
     discount: 0 if the step ended the game, else 1, or -1 where the player changed; the learner multiplies it with the
     config's discount. search_policy: the policy target over all actions, zeros where it is not to be learned.
-    search_value: the root value of the search.
+    search_value: the root value of the search. chance_code, where the game names codes: of the outcome that followed
+    the action, NO_CODE where none did.
     """
+    sizes = game.chance_code_sizes
+    codes = (ColumnSpec("chance_code", "uint8", (len(sizes),)),) if sizes else ()
     return (
         game.observation_spec,
         ColumnSpec("action", "uint16"),
@@ -23,6 +29,7 @@ def self_play_signature(game: Game) -> Signature:
         ColumnSpec("discount", "float32"),
         ColumnSpec("search_policy", "float16", (game.num_actions,)),
         ColumnSpec("search_value", "float32"),
+        *codes,
     )
 
 

@@ -9,9 +9,10 @@ from zero.config import ExperimentConfig, SelfPlayConfig
 from zero.games.game import Game
 from zero.games.registry import make_game
 from zero.games.triangle import Triangle, TriangleOptions
+from zero.games.triangle_board import NO_SHAPE
 from zero.search.make_search import make_search
 from zero.search.tree_search import TreeSearch
-from zero.self_play_table import self_play_signature
+from zero.self_play_table import NO_CODE, self_play_signature
 from zero.trajectories import ColumnSpec, Trajectory
 
 CONFIG = SelfPlayConfig(games_per_actor=6, sampled_moves=2)
@@ -88,6 +89,23 @@ def test_a_trajectory_can_be_replayed_from_its_seed(game: Game, search: str) -> 
         assert trajectory.terminated
         assert not trajectory.truncated
         assert trajectory.stats["score"] == pytest.approx(score, abs=1e-4)
+
+
+def test_what_chance_showed_is_recorded() -> None:
+    """The codes of a deal are the shapes of the position that it led to, and stand where the hand was empty alone."""
+    game = make_game("triangle", {})
+    num_dealt = 0
+    for trajectory in play(game, seed=1, moves=30):
+        codes, hands = trajectory.columns["chance_code"], trajectory.columns["observation"][:, -3:]
+        dealt = (codes != NO_CODE).all(-1)
+        last_shape = (hands != NO_SHAPE).sum(-1) == 1
+        assert ((codes != NO_CODE).any(-1) == dealt).all()
+        assert (dealt <= last_shape).all()
+        followed = np.flatnonzero(last_shape[:-1])
+        assert dealt[followed].all()
+        np.testing.assert_array_equal(codes[followed], hands[followed + 1])
+        num_dealt += len(followed)
+    assert num_dealt > 0
 
 
 def test_search_policies_are_distributions_over_searched_actions(game: Game, search: str) -> None:

@@ -9,6 +9,9 @@ from numpy.typing import NDArray
 
 from zero.games.game import Game, States, Transition
 
+_CODED_OUTCOMES = 64
+"""Outcomes of one position that are compared by their codes."""
+
 _Arrays = dict[str, NDArray[Any]]
 
 
@@ -54,6 +57,9 @@ def _check_description(game: Game) -> None:
     _require(game.observation_spec.name == "observation", 'observation_spec must be named "observation"')
     _require(len(game.planes_shape) == 3 and min(game.planes_shape) >= 1, "planes_shape must be (C, H, W), each >= 1")
     _require(game.num_features >= 0, "num_features must not be negative")
+    sizes = game.chance_code_sizes
+    _require(all(1 <= size <= 255 for size in sizes), "chance_code_sizes must be within 1 to 255 each")
+    _require(game.chance_size > 0 or not sizes, "chance_code_sizes names codes although chance_size is 0")
     lines = game.lines
     _require_array("lines", lines, np.bool_, (len(lines), *game.planes_shape[1:]))
     _require(lines.any(axis=(1, 2)).all(), "a line of lines has no cell")
@@ -143,6 +149,7 @@ def _check_step(game: Game, rng: np.random.Generator, states: States, legal: NDA
     applied = _call("apply", game.apply, states, actions)
     _check_transition("apply", game, applied, size)
     _check_pending(game, applied)
+    _check_codes(game, rng, applied.states[applied.chance_pending])
     resolved = _call("resolve", game.resolve, applied.states, outcomes)
     _check_transition("resolve", game, resolved, size)
     pending = applied.chance_pending
@@ -195,6 +202,25 @@ def _check_pending(game: Game, applied: Transition) -> None:
         np.array_equal(game.observation(game.decode(observations)), observations),
         "the observation of a position that waits for chance changes when decoded and observed again",
     )
+
+
+def _check_codes(game: Game, rng: np.random.Generator, afterstates: States) -> None:
+    """Codes are within their sizes, and tell all that is seen of an outcome."""
+    sizes = game.chance_code_sizes
+    if not sizes or not len(afterstates):
+        return
+    count = len(afterstates)
+    codes = _call("chance_codes", game.chance_codes, afterstates, game.draw_chance(rng, count))
+    _require_array("chance_codes", codes, np.int64, (count, len(sizes)))
+    states = np.repeat(afterstates[:1], _CODED_OUTCOMES, axis=0)
+    outcomes = game.draw_chance(rng, _CODED_OUTCOMES)
+    codes = game.chance_codes(states, outcomes)
+    _require((codes >= 0).all() and (codes < sizes).all(), "chance_codes gives a code outside chance_code_sizes")
+    observations = game.observation(game.resolve(states, outcomes).states).reshape(_CODED_OUTCOMES, -1)
+    seen: dict[tuple[int, ...], NDArray[np.generic]] = {}
+    for row, observation in zip(codes.tolist(), observations, strict=True):
+        first = seen.setdefault(tuple(row), observation)
+        _require(np.array_equal(first, observation), "outcomes with the same chance_codes lead to other observations")
 
 
 def _check_turns(game: Game, before: States, after: Transition) -> None:

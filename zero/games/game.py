@@ -77,6 +77,15 @@ class Game(ABC):
         """bool [L, H, W], sets of cells, none empty, that the rules look at as one; none unless a game names any."""
         return np.zeros((0, *self.planes_shape[1:]), np.bool_)
 
+    @property
+    def chance_code_sizes(self) -> tuple[int, ...]:
+        """How many codes each part of a chance outcome has, as players see it, 1 to 255 each.
+
+        Empty unless a game names any. With codes, a learned model foresees what the player's action does and what
+        chance may do apart, as `apply` and `resolve` are; without, it predicts both at once, as if nothing were random.
+        """
+        return ()
+
     @abstractmethod
     def initial(self, outcomes: NDArray[np.int64]) -> States:
         """Start positions from chance outcomes [B, chance_size]."""
@@ -146,12 +155,29 @@ class Game(ABC):
         """Outcomes [batch_size, chance_size] drawn from a generator."""
         return self.chance_from_uniforms(rng.random((batch_size, self.chance_size)))
 
+    def chance_codes(self, states: States, outcomes: NDArray[np.int64]) -> NDArray[np.int64]:  # noqa: ARG002
+        """What players see of outcomes [B, chance_size], [B, len(chance_code_sizes)], from 0 to the size less 1.
+
+        Outcomes of a position that have the same codes lead to the same observation.
+
+        Args:
+            states: the positions where chance is pending; of others the codes mean nothing.
+            outcomes: as `resolve` takes them.
+        """
+        return np.zeros((len(states), 0), np.int64)
+
     def step(self, states: States, actions: NDArray[np.int64], outcomes: NDArray[np.int64]) -> Transition:
         """Play actions [B] and resolve chance with outcomes [B, chance_size] where it is pending.
 
         Rewards of both halves are added; `chance_pending` of the result is False everywhere.
         """
-        applied = self.apply(states, actions)
+        return self.settle(self.apply(states, actions), outcomes)
+
+    def settle(self, applied: Transition, outcomes: NDArray[np.int64]) -> Transition:
+        """The whole step [B] from its first half: chance resolved with outcomes [B, chance_size] where it is pending.
+
+        Rewards of both halves are added; `chance_pending` of the result is False everywhere.
+        """
         if not applied.chance_pending.any():
             return applied
         resolved = self.resolve(applied.states, outcomes)

@@ -28,6 +28,7 @@ from zero.trajectories import ColumnSpec
 Reward = Annotated[float, Field(allow_inf_nan=False)]
 
 _COUNT_MASK = np.uint64(2**32 - 1)
+_SHAPES_OF_TEMPLATES = np.array(SHAPE_OF_TEMPLATE, np.int64)
 
 
 class TriangleOptions(GameOptions):
@@ -191,6 +192,15 @@ class Triangle(Game):
         """Every template is equally likely, slots are independent."""
         uniforms = as_rows("uniforms", uniforms, np.float64, (self.chance_size,))
         return (uniforms * len(TEMPLATES)).astype(np.int64)
+
+    @property
+    def chance_code_sizes(self) -> tuple[int, ...]:
+        """A shape per slot."""
+        return (len(SHAPES),) * self.options.num_slots
+
+    def chance_codes(self, states: States, outcomes: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The shape ids [B, num_slots] of dealt templates: those that differ in colour alone are one shape."""
+        return _SHAPES_OF_TEMPLATES[as_outcomes(outcomes, len(states), self.chance_size)]
 
     def terminated(self, states: States) -> NDArray[np.bool_]:
         """bool [B], nothing fits, or an illegal action was played."""

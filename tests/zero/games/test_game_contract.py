@@ -70,6 +70,9 @@ def keep_first_after_odd_moves(search_action_mask, states):
 
 
 BROKEN = (
+    (Triangle, "chance_codes", lambda f, s, o: f(s, o) + 1, "a code outside chance_code_sizes"),
+    (Triangle, "chance_codes", lambda f, s, o: f(s, o)[:, :2], "chance_codes must have shape"),
+    (Triangle, "chance_codes", lambda f, s, o: f(s, o) // 2, "the same chance_codes lead to other observations"),
     (TicTacToe, "to_play", lambda f, s: f(s).astype(np.int64), "to_play must be int8, not int64"),
     (TicTacToe, "to_play", lambda f, s: 0 * f(s), "players must move in turns"),
     (TicTacToe, "to_play", lambda f, s: 2 * f(s), "to_play must name a player"),
