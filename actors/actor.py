@@ -26,6 +26,7 @@ from zero.networks.residual import ResidualNetwork, make_network
 from zero.networks.weights import load_weights
 from zero.search.make_search import make_search
 from zero.search.tree_search import TreeSearch
+from zero.seeds import process_seeds
 from zero.self_play_table import TABLE_NAME, self_play_table
 from zero.trajectories import Trajectory
 
@@ -44,8 +45,8 @@ class ActorSettings:
         index: which of the run's actors it is.
         metrics_host: interface that serves /metrics.
         metrics_port: its port; 0 takes a free one.
-        entropy: added to the experiment's seed; None draws it from the system, so that a restarted actor plays new
-            games. Give a number to play the same games again.
+        entropy: tells it from others of its index, as `zero.seeds.entropy_of`; None draws it from the system, so that a
+            restarted actor plays new games. Give a number to play the same games again.
         credentials: for the replay server.
     """
 
@@ -136,7 +137,7 @@ def run_actor(config: ExperimentConfig, settings: ActorSettings, stop: Event) ->
     game = make_game(config.game.name, config.game.options)
     actor_id = f"actor-{settings.index}"
     entropy = secrets.randbits(128) if settings.entropy is None else settings.entropy
-    seeds = np.random.SeedSequence((config.seed, settings.index, entropy))
+    seeds = process_seeds(config.seed, "actor", settings.index, entropy)
     logger.info("%s plays with entropy %d", actor_id, entropy)
     network = make_network(game, config.network, config.seed)
     tuning = tune(game, network, config, time.process_time)

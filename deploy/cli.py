@@ -14,11 +14,13 @@ from rich.console import Console
 # What brings torch, Ray or numba is imported by the commands that need it: `zero --help` must not wait for them.
 from deploy.errors import BAD_INPUT, DeployError
 from deploy.experiment_files import config_to_toml, load_experiment
-from deploy.interrupts import run_until_interrupted
-from deploy.options import ClientTokenFile, PlaintextToken, ReplayAddress, TlsCa
+from deploy.interrupts import INTERRUPTED, run_until_interrupted
+from deploy.options import Application, ClientTokenFile, PlaintextToken, ReplayAddress, Root, TlsCa
 from deploy.replay_commands import replay
 from deploy.roles import Assignment, Role, check_experiment, run_role
+from deploy.run_context import DEFAULT_APPLICATION, DEFAULT_ROOT, RunContext
 from deploy.run_folder import RunFolder, create_run_folder, locked, open_or_create_run_folder
+from deploy.run_records import RunState
 from replay_server.command import (
     Insecure,
     LogLevel,
@@ -41,6 +43,7 @@ from zero.config import ExperimentConfig
 MANUAL_RUN = Path("runs/manual")
 WILDCARD_HOSTS = ("", "0", "0.0.0.0", "::", "::0", "*")  # noqa: S104 - refused, not bound
 MAX_MINUTES = 1e6
+DEFAULT_MINUTES = 10.0
 
 app = typer.Typer(
     name="zero",
@@ -52,9 +55,15 @@ app = typer.Typer(
 )
 
 
-def _minutes(value: float) -> float:
-    if not 0 < value <= MAX_MINUTES:  # nor is NaN
+def _minutes(value: float | None) -> float | None:
+    if value is not None and not 0 < value <= MAX_MINUTES:  # nor is NaN
         raise typer.BadParameter(f"must be above 0 and at most {MAX_MINUTES:.0f}, got {value:g}")
+    return value
+
+
+def _one_part(value: str | None) -> str | None:
+    if value is not None and (Path(value).name != value or value.startswith(".")):
+        raise typer.BadParameter(f"must be the name of a folder without its path, got {value!r}")
     return value
 
 
@@ -103,13 +112,32 @@ def train(  # noqa: PLR0913, PLR0917 - one parameter per option, as typer wants 
     context: typer.Context,
     experiment: Experiment = "triangle",
     overrides: Overrides = None,
-    minutes: Annotated[float, typer.Option("--minutes", "-m", callback=_minutes, help="How long to train.")] = 10.0,
+    minutes: Annotated[
+        float | None,
+        typer.Option(
+            "--minutes",
+            "-m",
+            callback=_minutes,
+            help="How long to train at most; by default 10, or as long as --max-steps or --target-score take.",
+        ),
+    ] = None,
+    max_steps: Annotated[
+        int | None, typer.Option(min=1, help="The training step at which the run is finished, resumed or not.")
+    ] = None,
+    target_score: Annotated[
+        float | None, typer.Option(help="The evaluation score of the search at which the run is finished.")
+    ] = None,
     actors: Annotated[
         int | None, typer.Option(min=1, help="How many actors play; by default one per core, less one for the learner.")
     ] = None,
     run_dir: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder of the new run; by default runs/EXPERIMENT-TIME.")
+        Path | None, typer.Option(metavar="DIR", help="Folder of the new run; by default ROOT/RUN-NAME.")
     ] = None,
+    run_name: Annotated[
+        str | None, typer.Option(callback=_one_part, help="Name of the new run; by default EXPERIMENT-TIME.")
+    ] = None,
+    root: Root = DEFAULT_ROOT,
+    application: Application = DEFAULT_APPLICATION,
     resume: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Go on with the run in this folder, with the config it has.")
     ] = None,
@@ -164,13 +192,17 @@ def train(  # noqa: PLR0913, PLR0917 - one parameter per option, as typer wants 
     else:
         config = load_experiment(experiment, overrides or [])
         _check(config)
-        folder = create_run_folder(run_dir or _new_run_dir(config.name))
+        folder = create_run_folder(run_dir or root / (run_name or _new_run_name(config.name)))
     from deploy.launch import TrainOptions  # noqa: PLC0415 - imports Ray
     from deploy.launch import train as train_run  # noqa: PLC0415
 
     console = Console()
+    is_bounded = minutes is not None or max_steps is not None or target_score is not None
     options = TrainOptions(
-        minutes=minutes,
+        minutes=minutes if is_bounded else DEFAULT_MINUTES,
+        max_steps=max_steps,
+        target_score=target_score,
+        application=application,
         num_actors=actors,
         ray_address=ray_address,
         redis_url=redis_url,
@@ -195,7 +227,9 @@ def train(  # noqa: PLR0913, PLR0917 - one parameter per option, as typer wants 
         log_level=log_level,
         program=program_as_typed(sys.argv[0]),
     )
-    train_run(config, folder, options, console)
+    ending = train_run(config, folder, options, console)
+    if ending.state is RunState.INTERRUPTED:
+        raise typer.Exit(INTERRUPTED)
 
 
 app.command("replay-server")(serve)
@@ -227,7 +261,7 @@ def learner(  # noqa: PLR0913, PLR0917 - one parameter per option, as typer want
     folder = open_or_create_run_folder(run_dir, config)
     assignment = Assignment(
         Role.LEARNER,
-        folder.path,
+        folder.context(),
         host=host,
         metrics_port=metrics_port,
         replay_address=replay_address,
@@ -261,7 +295,7 @@ def actor(  # noqa: PLR0913, PLR0917 - one parameter per option, as typer wants 
     config = load_experiment(experiment, overrides or [])
     assignment = Assignment(
         Role.ACTOR,
-        MANUAL_RUN,
+        RunContext.of(MANUAL_RUN),
         index=index,
         host=host,
         metrics_port=metrics_port,
@@ -333,7 +367,7 @@ def evaluate(  # noqa: PLR0913, PLR0917 - one parameter per option, as typer wan
     config = load_experiment(experiment, overrides or [])
     assignment = Assignment(
         Role.EVALUATOR,
-        run_dir.absolute(),
+        RunContext.of(run_dir),
         host=host,
         metrics_port=metrics_port,
         replay_address=replay_address,
@@ -409,8 +443,8 @@ def _be(assignment: Assignment, config: ExperimentConfig, log_level: str) -> Non
     run_until_interrupted(lambda stop: run_role(assignment, config, stop))
 
 
-def _new_run_dir(name: str) -> Path:
-    return Path("runs") / f"{name}-{datetime.datetime.now().astimezone():%Y%m%d-%H%M%S}"
+def _new_run_name(experiment: str) -> str:
+    return f"{experiment}-{datetime.datetime.now().astimezone():%Y%m%d-%H%M%S}"
 
 
 def _is_given(context: typer.Context, parameter: str) -> bool:

@@ -11,7 +11,7 @@ from typing import Any, Self
 
 POLL_SECONDS = 0.1
 INTERRUPTED = 130
-"""Exit code of a command that a signal has ended, as shells give it for SIGINT."""
+"""Exit code of a command that was interrupted and saved what it had, or that a signal has ended."""
 
 
 class Interrupts:

@@ -4,8 +4,9 @@ import json
 import math
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -13,21 +14,27 @@ from typing import Self
 
 from rich.console import Console
 
+from deploy.errors import FAILED, DeployError
 from deploy.figures import Figures, RunFigures
 from deploy.interrupts import Interrupts
 from deploy.live import LiveView, PlainView, Status, View, in_order
 from deploy.ray_fleet import RayFleet
 from deploy.roles import Addresses, Assignment, Role
+from deploy.run_context import DEFAULT_APPLICATION, RunContext
 from deploy.run_folder import RunFolder, locked
+from deploy.run_records import RunState
 from deploy.scrape import Scrape, Scraper
 from deploy.supervisor import Supervisor
 from replay_server.credentials import Credentials, SecuritySettings
 from replay_server.ports import DEFAULT_METRICS_PORT
 from zero.config import ExperimentConfig
+from zero.seeds import entropy_of
 
 POLL_SECONDS = 0.5
 SCRAPE_INTERVAL_SECONDS = 1.0
 METRICS_LINE_INTERVAL_SECONDS = 5.0
+SEARCH = "search"
+"""The player whose evaluation score is that of the run."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +42,10 @@ class TrainOptions:
     """How a run is run; nothing of it affects what is learned.
 
     Attributes:
-        minutes: how long.
+        minutes: how long at most; None for no end of its own.
+        max_steps: training steps of the run, earlier sessions included, at which it is finished; None for any number.
+        target_score: mean score of the search, as the evaluator measures it, at which it is finished; None for any.
+        application: whose run it is.
         num_actors: how many actors; None for one per core, less one for the learner.
         ray_address: a Ray cluster to join; None starts Ray here.
         redis_url: a Redis to keep the replay data in; None starts a private one.
@@ -49,7 +59,10 @@ class TrainOptions:
         program: how `zero` was called, for the commands that are suggested in the end.
     """
 
-    minutes: float = 10.0
+    minutes: float | None = 10.0
+    max_steps: int | None = None
+    target_score: float | None = None
+    application: str = DEFAULT_APPLICATION
     num_actors: int | None = None
     ray_address: str | None = None
     redis_url: str | None = field(default=None, repr=False)  # may hold a password
@@ -63,21 +76,46 @@ class TrainOptions:
     program: str = "zero"
 
 
-def train(config: ExperimentConfig, folder: RunFolder, options: TrainOptions, console: Console) -> None:
-    """Train until the time is over or a signal arrives, then save and stop.
+@dataclass(frozen=True)
+class Ending:
+    """How training ended.
+
+    Attributes:
+        state: finished, or interrupted.
+        reason: in a few words.
+    """
+
+    state: RunState
+    reason: str
+
+
+@dataclass
+class _Session:
+    """A stretch of training under way.
+
+    Attributes:
+        number: counts those of the run.
+        ending: how it ended, once it has.
+    """
+
+    number: int
+    ending: Ending = Ending(RunState.INTERRUPTED, "a signal")
+
+
+def train(config: ExperimentConfig, folder: RunFolder, options: TrainOptions, console: Console) -> Ending:
+    """Train until the run is finished or somebody interrupts it, then save and stop.
 
     Raises:
-        DeployError: a role could not be started or kept alive.
+        DeployError: a role could not be started or kept alive, or the last state could not be saved.
     """
     footer = [f"run {folder.path}"]
     view: View = LiveView(console, lambda: footer[0]) if options.live else PlainView(console)
     with locked(folder), Interrupts() as interrupts:
-        view.event(f"==> Training {config.name} for {options.minutes:g} minutes (Ctrl-C saves and stops)")
+        view.event(f"==> Training {config.name}{_limits(options)} (Ctrl-C saves and stops)")
         view.event(f"    run      {folder.path}")
         place = f"joining Ray at {options.ray_address}" if options.ray_address else "on this machine"
         view.event(f"    starting {place}")
-        fleet = RayFleet(config, options.ray_address, options.num_actors, options.log_level)
-        try:
+        with closing(RayFleet(config, options.ray_address, options.num_actors, options.log_level)) as fleet:
             # Ray sets a handler of its own.
             interrupts.install()
             supervisor = Supervisor(fleet, lambda text: view.event(f"    {text}"))
@@ -86,21 +124,46 @@ def train(config: ExperimentConfig, folder: RunFolder, options: TrainOptions, co
             )
             if addresses is None:
                 supervisor.stop(lambda: True)
-                return
-            # Not before something can be stored: a start that fails leaves the folder for the next one.
-            folder.begin(config)
-            footer[0] = (
-                f"metrics http://{addresses.metrics}/metrics  processes http://{addresses.metrics}/sd\n{footer[0]}"
-            )
-            view.event(f"    replay   {addresses.grpc}, metrics http://{addresses.metrics}/metrics and …/sd")
-            _start_others(supervisor, fleet, folder, options, addresses)
-            with Following(addresses, folder) as following:
-                run = _TrainingRun(config, options, supervisor, following, view, interrupts, fleet.num_actors)
-                run.train_and_stop()
-        finally:
-            fleet.close()
+                return Ending(RunState.INTERRUPTED, "a signal")
+            with _noted_session(config, folder, options) as session, Following(addresses, folder) as following:
+                footer[0] = (
+                    f"metrics http://{addresses.metrics}/metrics  processes http://{addresses.metrics}/sd\n{footer[0]}"
+                )
+                view.event(f"    replay   {addresses.grpc}, metrics http://{addresses.metrics}/metrics and …/sd")
+                _start_others(
+                    supervisor, fleet, _Assigning(folder.context(), fleet, options, addresses, session.number)
+                )
+                run = _TrainingRun(config, folder, options, supervisor, following, view, interrupts, fleet.num_actors)
+                session.ending = run.train_and_stop()
         for line in closing_lines(folder, following.run_figures, following.figures, options.program):
             view.event(line)
+        return session.ending
+
+
+@contextmanager
+def _noted_session(config: ExperimentConfig, folder: RunFolder, options: TrainOptions) -> Generator[_Session]:
+    """Let the folder hold the run, and note in its record that a session begins and how it ends.
+
+    Not before something can be stored: a start that fails leaves the folder for the next one.
+    """
+    folder.begin(config, options.application)
+    session = _Session(folder.begin_session(config).seeds.session)
+    try:
+        yield session
+    except BaseException as error:
+        folder.end_session(RunState.FAILED, " ".join(str(error).split()) or type(error).__name__)
+        raise
+    folder.end_session(session.ending.state, session.ending.reason)
+
+
+def _limits(options: TrainOptions) -> str:
+    """When a run ends by itself, in words."""
+    limits = [
+        *([f"for {options.minutes:g} minutes"] if options.minutes is not None else []),
+        *([f"up to training step {options.max_steps:,}"] if options.max_steps is not None else []),
+        *([f"up to a score of {options.target_score:g}"] if options.target_score is not None else []),
+    ]
+    return f" {', '.join(limits)}" if limits else ""
 
 
 class Following:
@@ -175,6 +238,7 @@ class _TrainingRun:
     def __init__(
         self,
         config: ExperimentConfig,
+        folder: RunFolder,
         options: TrainOptions,
         supervisor: Supervisor,
         following: Following,
@@ -183,6 +247,7 @@ class _TrainingRun:
         num_actors: int,
     ) -> None:
         self._config = config
+        self._folder = folder
         self._options = options
         self._supervisor = supervisor
         self._following = following
@@ -192,12 +257,16 @@ class _TrainingRun:
         self._started = time.monotonic()
         self._learning = False
 
-    def train_and_stop(self) -> None:
-        """Supervise until the time is over or a signal arrives; then stop all roles, also if one cannot live."""
-        total = 60 * self._options.minutes
+    def train_and_stop(self) -> Ending:
+        """Supervise until the run ends; then stop all roles, also if one cannot live.
+
+        Raises:
+            DeployError: a role cannot be kept alive, or the learner could not save what it had in the end.
+        """
+        failed: dict[Role, str] = {}
         with self._view:
             try:
-                while self._interrupts.count == 0 and time.monotonic() - self._started < total:
+                while (ending := self._ending()) is None:
                     self._supervisor.poll(POLL_SECONDS)
                     self._following.poll()
                     self._announce_learning()
@@ -206,7 +275,30 @@ class _TrainingRun:
                 self._view.show(self._status(stopping=True))
                 self._view.event("==> Stopping: actors, evaluator, learner (saves), replay server; Ctrl-C hurries")
                 signals = self._interrupts.count
-                self._supervisor.stop(lambda: self._interrupts.count > signals)
+                failed = self._supervisor.stop(lambda: self._interrupts.count > signals)
+        if Role.LEARNER in failed:
+            raise DeployError(f"the learner did not end well: {failed[Role.LEARNER]}", FAILED)
+        return ending
+
+    def _ending(self) -> Ending | None:
+        """How the run ends now; None if it goes on."""
+        options, figures = self._options, self._following.figures
+        if self._interrupts.count > 0:
+            return Ending(RunState.INTERRUPTED, "a signal")
+        if self._folder.stop_file.exists():
+            return Ending(RunState.INTERRUPTED, "`zero stop`")
+        if self._supervisor.is_finished:
+            return Ending(RunState.FINISHED, "the training steps were made")
+        score = math.nan if figures is None else figures.evaluation_scores.get(SEARCH, math.nan)
+        if options.target_score is not None and score >= options.target_score:
+            return Ending(RunState.FINISHED, f"the target score was reached: {score:g}")
+        if time.monotonic() - self._started >= self._total_seconds:
+            return Ending(RunState.FINISHED, "the time was over")
+        return None
+
+    @property
+    def _total_seconds(self) -> float:
+        return math.inf if self._options.minutes is None else 60 * self._options.minutes
 
     def _announce_learning(self) -> None:
         figures = self._following.figures
@@ -219,7 +311,7 @@ class _TrainingRun:
             figures=self._following.figures,
             scores=self._following.run_figures.scores,
             elapsed_seconds=time.monotonic() - self._started,
-            total_seconds=60 * self._options.minutes,
+            total_seconds=self._total_seconds,
             num_actors=self._num_actors,
             capacity=self._config.replay.capacity,
             restarts=self._supervisor.restarts,
@@ -233,7 +325,7 @@ def _replay_assignment(fleet: RayFleet, folder: RunFolder, options: TrainOptions
         port = DEFAULT_METRICS_PORT if _is_free(DEFAULT_METRICS_PORT) else 0
     return Assignment(
         Role.REPLAY_SERVER,
-        folder.path,
+        RunContext.of(folder.path, options.application),
         host=fleet.host,
         metrics_port=port,
         redis_url=options.redis_url,
@@ -243,24 +335,44 @@ def _replay_assignment(fleet: RayFleet, folder: RunFolder, options: TrainOptions
     )
 
 
-def _start_others(
-    supervisor: Supervisor, fleet: RayFleet, folder: RunFolder, options: TrainOptions, addresses: Addresses
-) -> None:
-    def assign(role: Role, index: int = 0) -> Assignment:
+@dataclass(frozen=True)
+class _Assigning:
+    """Makes the assignments of the roles beside the replay server.
+
+    Attributes:
+        context: of the run.
+        fleet: that starts them.
+        options: of the command.
+        addresses: of the replay server.
+        session: counts those of the run.
+    """
+
+    context: RunContext
+    fleet: RayFleet
+    options: TrainOptions
+    addresses: Addresses
+    session: int
+
+    def to(self, role: Role, index: int = 0) -> Assignment:
+        """One assignment."""
         return Assignment(
             role,
-            folder.path,
+            self.context,
             index=index,
-            host=fleet.host,
-            replay_address=addresses.grpc,
-            credentials=options.credentials,
+            host=self.fleet.host,
+            replay_address=self.addresses.grpc,
+            credentials=self.options.credentials,
+            entropy=entropy_of(self.session, 0),
+            max_steps=self.options.max_steps,
         )
 
-    supervisor.start(assign(Role.LEARNER))
+
+def _start_others(supervisor: Supervisor, fleet: RayFleet, assigning: _Assigning) -> None:
+    supervisor.start(assigning.to(Role.LEARNER))
     for index in range(fleet.num_actors):
-        supervisor.start(assign(Role.ACTOR, index))
-    if options.evaluator:
-        supervisor.start(assign(Role.EVALUATOR))
+        supervisor.start(assigning.to(Role.ACTOR, index))
+    if assigning.options.evaluator:
+        supervisor.start(assigning.to(Role.EVALUATOR))
 
 
 def _is_free(port: int) -> bool:

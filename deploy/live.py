@@ -33,7 +33,7 @@ class Status:
         figures: the rates and versions; None before the first scrape.
         scores: how the self-play score moved.
         elapsed_seconds: since the roles were started.
-        total_seconds: how long the run shall take.
+        total_seconds: how long the run shall take at most; infinity for no end.
         num_actors: how many actors there shall be.
         capacity: of the replay table, in steps.
         restarts: how often each role was restarted.
@@ -163,10 +163,13 @@ def _progress(status: Status) -> RenderableType:
         TextColumn("{task.percentage:>3.0f} %"),
         expand=True,
     )
-    text = f"{_clock_text(status.elapsed_seconds)} of {_clock_text(status.total_seconds)}"
-    progress.add_task(
-        text, total=status.total_seconds, completed=int(min(status.elapsed_seconds, status.total_seconds))
-    )
+    elapsed, total = status.elapsed_seconds, status.total_seconds
+    if math.isinf(total):
+        progress.add_task(_clock_text(elapsed), total=None)
+    else:
+        progress.add_task(
+            f"{_clock_text(elapsed)} of {_clock_text(total)}", total=total, completed=int(min(elapsed, total))
+        )
     if status.figures is not None:
         steps = status.figures.replay_steps
         filled = 0.0 if math.isnan(steps) else steps

@@ -50,3 +50,15 @@ PlaintextToken = Annotated[
         "--insecure", envvar="ZERO_REPLAY_INSECURE", help="Send the token to other machines without TLS, too."
     ),
 ]
+Root = Annotated[
+    Path,
+    typer.Option(
+        envvar="ZERO_ROOT",
+        metavar="DIR",
+        help="The folder that holds the runs; on a cluster a volume that its machines share, if there is one.",
+    ),
+]
+Application = Annotated[
+    str,
+    typer.Option(envvar="ZERO_APPLICATION", help="Whose runs these are, for whoever follows several applications."),
+]

@@ -9,9 +9,12 @@ from pathlib import Path
 from threading import Event
 
 from deploy.errors import BAD_INPUT, FAILED, DeployError
+from deploy.run_context import RunContext
 from deploy.run_folder import RunFolder
+from deploy.seeding import seed_process
 from replay_server.credentials import Credentials, CredentialsError, SecuritySettings
 from zero.config import ConfigError, ExperimentConfig
+from zero.seeds import process_seeds
 
 
 class Role(StrEnum):
@@ -29,7 +32,7 @@ class Assignment:
 
     Attributes:
         role: what to be.
-        run_dir: the run's folder; used by the replay server and the learner.
+        context: the run.
         index: which of several actors.
         host: interface to serve on, also in what others are told.
         port: gRPC port of the replay server; 0 takes a free one.
@@ -44,10 +47,12 @@ class Assignment:
         baselines: whom an evaluator measures too, by name; None for the game's own.
         simulations: how deep an evaluator searches, besides as the experiment says; per move.
         health_port: where the replay server serves health alone; None for nowhere, 0 takes a free one.
+        max_steps: training steps after which the learner is done; None for never.
+        entropy: tells this process from all that had this role before, as `zero.seeds.entropy_of`; None draws it.
     """
 
     role: Role
-    run_dir: Path
+    context: RunContext
     index: int = 0
     host: str = "127.0.0.1"
     port: int = 0
@@ -62,6 +67,13 @@ class Assignment:
     baselines: tuple[str, ...] | None = None
     simulations: tuple[int, ...] = ()
     health_port: int | None = None
+    max_steps: int | None = None
+    entropy: int | None = None
+
+    @property
+    def run_dir(self) -> Path:
+        """The run's folder; on another machine it may be missing."""
+        return self.context.path
 
     @property
     def name(self) -> str:
@@ -109,6 +121,7 @@ def run_role(
     from deploy.game_files import register_game_file  # noqa: PLC0415 - loads the compiled games
 
     with _user_errors(f"{assignment.host}:{assignment.metrics_port}"):
+        seed_process(process_seeds(config.seed, assignment.role.value, assignment.index, assignment.entropy or 0))
         register_game_file(config)
         _RUNNERS[assignment.role](assignment, config, stop)
 
@@ -185,6 +198,7 @@ def _run_learner(assignment: Assignment, config: ExperimentConfig, stop: Event) 
         metrics_host=assignment.host,
         metrics_port=assignment.metrics_port,
         credentials=assignment.credentials,
+        max_steps=assignment.max_steps,
     )
     try:
         run_learner(config, settings, stop)
@@ -198,6 +212,7 @@ def _run_actor(assignment: Assignment, config: ExperimentConfig, stop: Event) ->
     settings = ActorSettings(
         replay_address=assignment.replay_address,
         index=assignment.index,
+        entropy=assignment.entropy,
         metrics_host=assignment.host,
         metrics_port=assignment.metrics_port,
         credentials=assignment.credentials,

@@ -1,15 +1,24 @@
-"""The folder of a run: what lies where, and that one command at a time uses it."""
+"""The folder of a run: what lies where, its records, and that one command at a time uses it."""
 
 import fcntl
 import secrets
+import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
+from deploy.environment import environment
 from deploy.errors import BAD_INPUT, DeployError
 from deploy.experiment_files import config_to_toml, read_config
+from deploy.run_context import DEFAULT_APPLICATION, RunContext
+from deploy.run_records import FileEntry, Manifest, Parent, RunRecord, RunState, Seeds, Session, hash_file, write_whole
 from zero.config import ExperimentConfig, describe_difference
+from zero.seeds import STREAMS
+
+LOCK_RETRY_SECONDS = 0.5
+"""Somebody who looks whether a run is going on holds its lock for a moment."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +52,36 @@ class RunFolder:
         return self.path / "best"
 
     @property
+    def record_file(self) -> Path:
+        """What the run is and what became of it: a RunRecord."""
+        return self.path / "run.json"
+
+    @property
+    def manifest_file(self) -> Path:
+        """What the last session left here, with hashes: a Manifest."""
+        return self.path / "manifest.json"
+
+    @property
+    def tensorboard(self) -> Path:
+        """Event files for TensorBoard."""
+        return self.path / "tensorboard"
+
+    @property
+    def profiles(self) -> Path:
+        """What profilers of roles wrote."""
+        return self.path / "profiles"
+
+    @property
+    def stop_file(self) -> Path:
+        """As soon as it is there, whoever trains in this folder saves and stops."""
+        return self.path / "stop"
+
+    @property
+    def lock_file(self) -> Path:
+        """Locked by whoever trains in this folder."""
+        return self.path / ".lock"
+
+    @property
     def replay(self) -> Path:
         """The replay server's data."""
         return self.path / "replay"
@@ -64,17 +103,155 @@ class RunFolder:
             DeployError: the folder cannot be written.
         """
         if not self.run_id_file.exists():
-            self._write(self.run_id_file, secrets.token_hex(8))
+            write_whole(self.run_id_file, secrets.token_hex(8).encode())
         return self.run_id_file.read_text(encoding="ascii")
 
-    def begin(self, config: ExperimentConfig) -> None:
+    def begin(
+        self, config: ExperimentConfig, application: str = DEFAULT_APPLICATION, parent: Parent | None = None
+    ) -> None:
         """Let the folder hold a run of this config from now on, unless it holds one.
+
+        Args:
+            config: the effective one.
+            application: whose run it is.
+            parent: what the run was forked from.
 
         Raises:
             DeployError: the folder cannot be written.
         """
-        if not self.config_file.exists():
-            self._write(self.config_file, config_to_toml(config))
+        if self.config_file.exists():
+            return
+        RunRecord(
+            run_id=self.run_id(),
+            application=application,
+            name=self.path.name,
+            experiment=config.name,
+            created_at=datetime.now(UTC),
+            parent=parent,
+        ).write(self.record_file)
+        self.write_config(config)
+
+    def write_config(self, config: ExperimentConfig) -> None:
+        """Let this be the run's config from now on.
+
+        Raises:
+            DeployError: the folder cannot be written.
+        """
+        write_whole(self.config_file, config_to_toml(config).encode())
+
+    def record(self) -> RunRecord:
+        """What the run is; of a run from before there were records, as far as its config tells.
+
+        Raises:
+            DeployError: the folder holds no run, or a damaged record.
+        """
+        try:
+            return RunRecord.read(self.record_file)
+        except FileNotFoundError:
+            config = self.config()
+            return RunRecord(
+                run_id=self.run_id(),
+                application=DEFAULT_APPLICATION,
+                name=self.path.name,
+                experiment=config.name,
+                created_at=datetime.fromtimestamp(self.config_file.stat().st_mtime, UTC),
+            )
+
+    def context(self) -> RunContext:
+        """The context of the run here."""
+        return RunContext.of(self.path, self.record().application)
+
+    def begin_session(self, config: ExperimentConfig) -> Session:
+        """Note that training begins now; returns what was noted."""
+        record = self.record()
+        seeds = Seeds(entropy=config.seed, session=self.next_session(), streams=dict(STREAMS))
+        session = Session(started_at=datetime.now(UTC), environment=environment(), seeds=seeds)
+        record.model_copy(update={"sessions": (*record.sessions, session)}).write(self.record_file)
+        return session
+
+    def next_session(self) -> int:
+        """The number of the session that begins next: one above the last, which may be of the run's parent."""
+        record = self.record()
+        if record.sessions:
+            return record.sessions[-1].seeds.session + 1
+        return record.parent.sessions if record.parent else 0
+
+    def end_session(self, state: RunState, reason: str) -> None:
+        """Note how the session that was begun last has ended, and what it left here."""
+        record = self.record()
+        ended = record.sessions[-1].model_copy(
+            update={
+                "ended_at": datetime.now(UTC),
+                "state": state,
+                "reason": reason,
+                "training_step": self.newest_step(),
+            }
+        )
+        record.model_copy(update={"sessions": (*record.sessions[:-1], ended)}).write(self.record_file)
+        self.write_manifest()
+
+    def steps(self) -> list[int]:
+        """Training steps of the checkpoints, the newest first; also of damaged ones."""
+        names = (path.name.removeprefix("step-") for path in self.checkpoints.glob("step-*"))
+        return sorted((int(name) for name in names if name.isdecimal()), reverse=True)
+
+    def newest_step(self) -> int | None:
+        """Of the newest checkpoint; None without one."""
+        return next(iter(self.steps()), None)
+
+    def files(self) -> dict[str, FileEntry]:
+        """What is here now, by relative path: all but the replay server's data, what is hidden, and the manifest."""
+        found: dict[str, FileEntry] = {}
+        for path in sorted(self.path.rglob("*")):
+            relative = path.relative_to(self.path)
+            is_hidden = any(part.startswith(".") for part in relative.parts)
+            if (
+                path.is_file()
+                and not is_hidden
+                and relative.parts[0] != self.replay.name
+                and path != self.manifest_file
+            ):
+                found[relative.as_posix()] = hash_file(path)
+        return found
+
+    def write_manifest(self) -> None:
+        """Note what is here now.
+
+        Raises:
+            DeployError: the folder cannot be written.
+        """
+        manifest = Manifest(run_id=self.run_id(), written_at=datetime.now(UTC), files=self.files())
+        manifest.write(self.manifest_file)
+
+    def differences_from_manifest(self) -> list[str]:
+        """What is not as the last session left it, one line per file.
+
+        Raises:
+            DeployError: there is no manifest, or it is damaged.
+        """
+        try:
+            noted = Manifest.read(self.manifest_file).files
+        except FileNotFoundError:
+            raise DeployError(f"{self.path} has no manifest: no session has ended here yet", BAD_INPUT) from None
+        found = self.files()
+        return [
+            *(f"{path} is missing" for path in sorted(noted.keys() - found.keys())),
+            *(f"{path} is new" for path in sorted(found.keys() - noted.keys())),
+            *(f"{path} was changed" for path in sorted(noted) if path in found and found[path] != noted[path]),
+        ]
+
+    def is_in_use(self) -> bool:
+        """Whether somebody trains here now, on this machine or another that shares the folder."""
+        try:
+            file = self.lock_file.open()
+        except FileNotFoundError:
+            return False
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+        return False
 
     def config(self, overrides: Sequence[str] = ()) -> ExperimentConfig:
         """The config that the run started with.
@@ -104,14 +281,6 @@ class RunFolder:
         except OSError as error:
             raise DeployError(f"run folder {self.path}: {error.strerror}", BAD_INPUT) from None
 
-    def _write(self, path: Path, text: str) -> None:
-        temporary = path.with_name(f".{path.name}.tmp")
-        try:
-            temporary.write_text(text, encoding="utf-8")
-            temporary.replace(path)
-        except OSError as error:
-            raise DeployError(f"run folder {self.path}: {error.strerror}", BAD_INPUT) from None
-
 
 def create_run_folder(path: Path) -> RunFolder:
     """Make the folder of a new run, which `RunFolder.begin` puts there; until then another one can have it.
@@ -136,9 +305,9 @@ def open_or_create_run_folder(path: Path, config: ExperimentConfig) -> RunFolder
     """
     folder = RunFolder(path.absolute())
     folder.make()
-    # A learner started by hand draws no run id: without a checkpoint it has left nothing here but its config.
-    if not folder.run_id_file.exists() and not any(folder.checkpoints.glob("step-*")):
-        folder.config_file.unlink(missing_ok=True)
+    # A learner started by hand notes no session: without a checkpoint it has left nothing here but its config.
+    if folder.config_file.exists() and not folder.steps() and not folder.record().sessions:
+        folder.config_file.unlink()
     folder.begin(config)
     difference = describe_difference(
         folder.config().model_dump(mode="json"), config.model_dump(mode="json"), f"the run in {path} was begun"
@@ -155,11 +324,19 @@ def locked(folder: RunFolder) -> Generator[None]:
     Raises:
         DeployError: another one is at it.
     """
-    with (folder.path / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DeployError(
-                f"{folder.path} is in use by another learner or `zero train`; stop that one first"
-            ) from None
+    with folder.lock_file.open("w") as file:
+        deadline = time.monotonic() + LOCK_RETRY_SECONDS
+        while not _take(file.fileno()):
+            if time.monotonic() > deadline:
+                raise DeployError(f"{folder.path} is in use by another learner or `zero train`; stop that one first")
+            time.sleep(LOCK_RETRY_SECONDS / 10)
+        folder.stop_file.unlink(missing_ok=True)
         yield
+
+
+def _take(file: int) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -53,7 +53,7 @@ class RestartPolicy:
 
 @dataclass
 class _Post:
-    """A role that must be filled: who fills it now, or when the next one starts."""
+    """A role that must be filled: who fills it now, or when the next one starts; a learner may be done."""
 
     assignment: Assignment
     policy: RestartPolicy
@@ -62,6 +62,8 @@ class _Post:
     said_to_wait: bool = False
     started_at: float = 0.0
     starts_at: float = 0.0
+    times_filled: int = 0
+    is_done: bool = False
 
 
 class Supervisor:
@@ -86,6 +88,11 @@ class Supervisor:
         self._on_event = on_event
         self._clock = clock
         self._posts: list[_Post] = []
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the learner has made the training steps that it was to make."""
+        return any(post.is_done for post in self._posts)
 
     @property
     def restarts(self) -> dict[str, int]:
@@ -143,28 +150,31 @@ class Supervisor:
             self._pause(timeout)
         for post in self._posts:
             if post.running is None:
-                if self._clock() >= post.starts_at:
+                if self._clock() >= post.starts_at and not post.is_done:
                     self._fill(post)
             elif post.running.ended in ready:
                 self._vacate(post, self._fleet.outcome(post.running))
             elif not post.pid_known:
                 self._look_for_process(post, post.running, is_there=post.running.pid in ready)
 
-    def stop(self, hurried: Callable[[], bool]) -> None:
-        """Stop all roles in order, each given time to end well unless `hurried()`."""
+    def stop(self, hurried: Callable[[], bool]) -> dict[Role, str]:
+        """Stop all roles in order, each given time to end well unless `hurried()`; returns the errors of some roles."""
+        errors: dict[Role, str] = {}
         for asked, awaited in STOP_STAGES:
             for post in self._posts:
                 if post.assignment.role in asked and post.running is not None:
                     self._fleet.ask_to_stop(post.running)
             posts = [post for post in self._posts if post.assignment.role in awaited]
             running = [post.running for post in posts if post.running is not None]
-            self._await_end(running, hurried)
+            errors |= self._await_end(running, hurried)
             for role in running:
                 self._fleet.kill(role)
             for post in posts:
                 post.running = None
+        return errors
 
-    def _await_end(self, running: Sequence[RunningRole], hurried: Callable[[], bool]) -> None:
+    def _await_end(self, running: Sequence[RunningRole], hurried: Callable[[], bool]) -> dict[Role, str]:
+        errors: dict[Role, str] = {}
         remaining = {role.ended: role for role in running}
         deadline = self._clock() + STOP_GRACE_SECONDS
         while remaining and self._clock() < deadline and not hurried():
@@ -173,11 +183,17 @@ class Supervisor:
                 error = self._fleet.outcome(role).error
                 if error is not None:
                     self._on_event(f"{role.assignment.name} did not end well: {error}")
+                    errors[role.assignment.role] = error
         for role in remaining.values():
             self._on_event(f"{role.assignment.name} is ended now, it did not stop by itself")
+        return errors
 
     def _fill(self, post: _Post) -> None:
-        post.running = self._fleet.start(post.assignment)
+        entropy = post.assignment.entropy
+        # Whoever fills a post again draws other numbers: an actor must not play the same games once more.
+        incarnation = None if entropy is None else entropy + post.times_filled
+        post.running = self._fleet.start(replace(post.assignment, entropy=incarnation))
+        post.times_filled += 1
         post.started_at = self._clock()
         post.pid_known = False
         post.said_to_wait = False
@@ -198,6 +214,9 @@ class Supervisor:
         self._fleet.kill(post.running)
         post.running = None
         name = post.assignment.name
+        if outcome.error is None and post.assignment.role is Role.LEARNER:
+            post.is_done = True
+            return
         error = outcome.error or "ended without being asked"
         if outcome.is_permanent:
             raise DeployError(f"{name}: {error}", BAD_INPUT)

@@ -47,6 +47,7 @@ class LearnerSettings:
         num_threads: torch threads.
         device: a torch device, or "auto" for a GPU if there is one.
         credentials: for the replay server.
+        max_steps: training steps of the run after which the learner is done; None for never.
     """
 
     replay_address: str
@@ -56,6 +57,7 @@ class LearnerSettings:
     num_threads: int = 1
     device: str = "auto"
     credentials: Credentials = Credentials()  # noqa: RUF009 -- frozen
+    max_steps: int | None = None
 
 
 def learning_rate(config: LearnerConfig, training_step: int) -> float:
@@ -176,8 +178,10 @@ class LearnerLoop:
         publisher: WeightsPublisher,
         store: CheckpointStore,
         metrics: LearnerMetrics,
+        max_steps: int | None = None,
     ) -> None:
         self._config = config
+        self._max_steps = math.inf if max_steps is None else max_steps
         self._learner = learner
         self._data_user = data_user
         self._publisher = publisher
@@ -185,12 +189,12 @@ class LearnerLoop:
         self._metrics = metrics
 
     def run(self, stop: Event) -> None:
-        """Train until `stop`, then save."""
+        """Train until `stop` or the last step that is wanted, then save."""
         publish_interval = self._config.learner.publish_interval_steps
         saved_at = time.monotonic()
         try:
             self._publish_first(stop)
-            while not stop.is_set():
+            while not stop.is_set() and self._learner.training_step < self._max_steps:
                 self._step()
                 if self._learner.training_step % publish_interval == 0:
                     self._publish()
@@ -289,4 +293,4 @@ def run_learner(config: ExperimentConfig, settings: LearnerSettings, stop: Event
                 )
             ) as data_user,
         ):
-            LearnerLoop(config, learner, data_user, publisher, store, metrics).run(stop)
+            LearnerLoop(config, learner, data_user, publisher, store, metrics, settings.max_steps).run(stop)

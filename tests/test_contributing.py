@@ -9,6 +9,7 @@ import pytest
 
 from actors.baselines import PerfectPlayer
 from deploy.experiment_files import load_experiment
+from deploy.interrupts import INTERRUPTED
 from deploy.roles import check_experiment
 from tests.integration.processes import SMALL, Command
 from zero.games import registry
@@ -73,7 +74,7 @@ def test_the_game_of_the_page_is_learned_in_all_processes(game_folder: Path) -> 
         command.wait_for("learning since", 120)
         command.wait_for("evaluation search", 120)
         command.interrupt()
-        assert command.wait(60) == 0, command.output
+        assert command.wait(60) == INTERRUPTED, command.output
     with Command(game_folder, "evaluate", "--run=run", "--games=4", "--baseline=perfect") as command:
         assert command.wait(60) == 0, command.output
         assert "perfect" in command.output

@@ -94,7 +94,7 @@ def test_a_learner_that_stored_nothing_can_start_again_with_another_config(tmp_p
     open_or_create_run_folder(tmp_path / "run", load_experiment("triangle", []))
     folder = open_or_create_run_folder(tmp_path / "run", other)
     assert folder.config() == other
-    folder.run_id()
+    folder.begin_session(other)
     with pytest.raises(DeployError, match=OTHER_CONFIG):
         open_or_create_run_folder(tmp_path / "run", load_experiment("triangle", []))
 

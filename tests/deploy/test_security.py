@@ -14,8 +14,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from deploy.cli import main
 from deploy.errors import BAD_INPUT, DeployError
+from deploy.interrupts import INTERRUPTED
 from deploy.ray_fleet import Outcome, RayFleet, RunningRole
 from deploy.roles import Addresses, Assignment, Role
+from deploy.run_context import RunContext
 from deploy.supervisor import Supervisor
 from replay_server.client import ReplayClient, ReplayError, ReplayTimeout
 from replay_server.credentials import Credentials
@@ -136,7 +138,7 @@ def test_a_run_whose_replay_server_may_not_start_ends_as_bad_input() -> None:
     """Exit code 2, as by hand."""
     fleet = RefusingFleet(set())
     supervisor = Supervisor(cast("RayFleet", fleet), lambda _: None)
-    assignment = Assignment(Role.REPLAY_SERVER, Path())
+    assignment = Assignment(Role.REPLAY_SERVER, RunContext.of(Path()))
     fleet.ask_to_stop(fleet.start(assignment))
     with pytest.raises(DeployError, match="replay-server: may not") as caught:
         supervisor.start_replay_server(assignment, lambda: False)
@@ -145,7 +147,7 @@ def test_a_run_whose_replay_server_may_not_start_ends_as_bad_input() -> None:
 
 def test_a_password_is_in_no_repr() -> None:
     """What may be logged does not show it."""
-    assignment = Assignment(Role.REPLAY_SERVER, Path(), redis_url=f"redis://:{PASSWORD}@localhost")
+    assignment = Assignment(Role.REPLAY_SERVER, RunContext.of(Path()), redis_url=f"redis://:{PASSWORD}@localhost")
     assert PASSWORD not in repr(assignment)
     assert PASSWORD not in repr(Addresses("a", "b"))
 
@@ -239,7 +241,7 @@ def test_a_run_over_mutual_tls_learns_and_shows_no_secret(tmp_path: Path, redis_
         with urllib.request.urlopen(f"http://{found[2]}/metrics", timeout=10) as response:
             shown = [response.read().decode(), *run.survivors()]
         run.interrupt()
-        assert run.wait(60) == 0, run.output
+        assert run.wait(60) == INTERRUPTED, run.output
         shown += [run.output, *(path.read_text() for path in (tmp_path / "run").rglob("*.log"))]
     everything = "\n".join(shown)
     for seen in ("ray", "zero_replay_inserted_steps_total", "client run has shown its token", "learner stopped"):

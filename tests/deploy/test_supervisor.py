@@ -8,6 +8,7 @@ import pytest
 
 from deploy.ray_fleet import Outcome, RayFleet, RunningRole
 from deploy.roles import Assignment, Role
+from deploy.run_context import RunContext
 from deploy.supervisor import (
     MAX_BACKOFF_SECONDS,
     MAX_QUICK_FAILURES,
@@ -84,8 +85,8 @@ def stopped(slow: set[str]) -> tuple[list[str], list[str], float]:
     events: list[str] = []
     supervisor = Supervisor(cast("RayFleet", fleet), events.append, lambda: fleet.now)
     for role in (Role.REPLAY_SERVER, Role.LEARNER, Role.ACTOR, Role.EVALUATOR):
-        supervisor.start(Assignment(role, Path()))
-    supervisor.start(Assignment(Role.ACTOR, Path(), index=1))
+        supervisor.start(Assignment(role, RunContext.of(Path())))
+    supervisor.start(Assignment(Role.ACTOR, RunContext.of(Path()), index=1))
     supervisor.stop(lambda: False)
     return fleet.said, events, fleet.now
 

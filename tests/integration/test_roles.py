@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import redis
 
+from deploy.interrupts import INTERRUPTED
 from deploy.run_folder import RunFolder
 from deploy.scrape import Scraper
 from replay_server.embedded_redis import find_redis_server
@@ -190,7 +191,7 @@ def test_a_start_that_failed_leaves_the_folder_to_the_corrected_command(tmp_path
     with Command(tmp_path, *train, "--metrics-port=0") as run:
         run.wait_for("learning since", 90)
         run.interrupt()
-        assert run.wait(60) == 0, run.output
+        assert run.wait(60) == INTERRUPTED, run.output
     assert "--resume run" in ends_with(tmp_path, 2, *train, "--metrics-port=0")
 
 
@@ -222,7 +223,7 @@ def test_a_run_joins_a_cluster_and_leaves_it_running(tmp_path: Path) -> None:
             with Command(tmp_path, "train", *arguments, "--run-dir=run", environment=environment) as run:
                 run.wait_for("learning since", 120)
                 run.interrupt()
-                assert run.wait(60) == 0, run.output
+                assert run.wait(60) == INTERRUPTED, run.output
             assert head.poll() is None
         finally:
             head.terminate()
@@ -241,7 +242,7 @@ def test_a_run_keeps_its_data_in_a_given_redis(tmp_path: Path) -> None:
             with Command(tmp_path, "train", *arguments, "--run-dir=my-run") as run:
                 run.wait_for("learning since", 120)
                 run.interrupt()
-                assert run.wait(60) == 0, run.output
+                assert run.wait(60) == INTERRUPTED, run.output
                 assert not run.survivors()
             client = redis.Redis(unix_socket_path=str(socket_path))
             keys = client.keys()

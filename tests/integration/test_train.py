@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from deploy.interrupts import INTERRUPTED
 from deploy.scrape import Scraper
 from deploy.supervisor import MAX_QUICK_FAILURES
 from replay_server.client import ReplayClient
@@ -83,14 +84,14 @@ def test_a_run_learns_saves_and_can_go_on(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_and_stops_cleanly(tmp_path: Path, number: signal.Signals) -> None:
-    """Ctrl-C to the whole foreground group, or SIGTERM to the command, ends it with 0, a checkpoint and no process."""
+    """Ctrl-C to the whole foreground group, or SIGTERM to the command, ends it: 130, a checkpoint, no process."""
     with Command(tmp_path, "train", *SMALL, *LONG, "--run-dir=run") as command:
         command.wait_for("learning since", 90)
         if number is signal.SIGINT:
             command.interrupt()
         else:
             os.kill(command.pid, number)
-        assert command.wait(60) == 0, command.output
+        assert command.wait(60) == INTERRUPTED, command.output
         assert list((tmp_path / "run/checkpoints").glob("step-*"))
         assert "did not" not in command.output
         nothing_left(command)
@@ -117,7 +118,7 @@ def test_the_run_goes_on_when_any_role_is_killed(tmp_path: Path) -> None:
         )
         scraper.close()
         command.interrupt()
-        assert command.wait(60) == 0, command.output
+        assert command.wait(60) == INTERRUPTED, command.output
         nothing_left(command)
 
 
@@ -143,7 +144,7 @@ def test_a_replay_server_killed_again_and_again_loses_nothing_acknowledged(tmp_p
             assert re.search(r"replay-server died .*; restart 3 in", command.output)
         scraper.close()
         command.interrupt()
-        assert command.wait(60) == 0, command.output
+        assert command.wait(60) == INTERRUPTED, command.output
         nothing_left(command)
 
 
@@ -169,7 +170,7 @@ def test_a_second_interrupt_hurries(tmp_path: Path) -> None:
         command.interrupt()
         command.wait_for("==> Stopping")
         command.interrupt()
-        assert command.wait(20) == 0, command.output
+        assert command.wait(20) == INTERRUPTED, command.output
         nothing_left(command)
 
 
@@ -178,7 +179,7 @@ def test_a_run_that_cannot_live_ends_with_its_reason(tmp_path: Path) -> None:
     with Command(tmp_path, "train", *SMALL, *LONG, "--run-dir=run") as command:
         wait_until(lambda: list((tmp_path / "run").glob("checkpoints/step-*")) or None, "a checkpoint", 90)
         command.interrupt()
-        assert command.wait(60) == 0, command.output
+        assert command.wait(60) == INTERRUPTED, command.output
     config_file = tmp_path / "run/config.toml"
     config_file.write_text(config_file.read_text().replace("channels = 8", "channels = 16"))
     with Command(tmp_path, "train", "--resume=run", *LONG) as command:
