@@ -75,13 +75,23 @@ def find_lines(live: Iterable[Cell], min_length: int) -> set[frozenset[Cell]]:
     return {line for line in lines if len(line) >= min_length}
 
 
+def find_places(live: Iterable[Cell]) -> list[list[frozenset[Cell]]]:
+    """For each template, what it occupies wherever it fits on an empty board."""
+    live, places = set(live), []
+    for triangles, _, _ in TABLE:
+        origins = [cell for cell in live if is_up(cell) == (triangles[0][0] == "U")]
+        shapes = [frozenset((row + down, column + right) for _, down, right in triangles) for row, column in origins]
+        places.append([shape for shape in shapes if shape <= live])
+    return places
+
+
 class NaiveTriangle:
     """One game; rewards as in the rules, with the chance half kept apart."""
 
     def __init__(self, options, hand: list[int]) -> None:
         self.options = options
         self.live = {(r, c) for r, (start, end) in enumerate(options.playable_ranges) for c in range(start, end)}
-        self.lines = find_lines(self.live, options.min_line_length)
+        self.lines, self.places = find_lines(self.live, options.min_line_length), find_places(self.live)
         self.occupied: set[Cell] = set()
         self.hand: list[int | None] = list(hand)
         self.moves = self.pieces = self.cleared = 0
@@ -179,12 +189,4 @@ class NaiveTriangle:
 
     def placements(self, occupied: set[Cell]) -> list[int]:
         """In how many places each template fits."""
-        free = self.live - occupied
-        return [
-            sum(
-                is_up(cell) == (triangles[0][0] == "U")
-                and all((cell[0] + down, cell[1] + right) in free for _, down, right in triangles)
-                for cell in self.live
-            )
-            for triangles, _, _ in TABLE
-        ]
+        return [sum(place.isdisjoint(occupied) for place in places) for places in self.places]
