@@ -56,10 +56,12 @@ class UpdateResult:
     Attributes:
         updated: set.
         evicted: no longer stored, skipped.
+        outdated: of new values: the step holds a greater version, and is skipped.
     """
 
     updated: int
     evicted: int
+    outdated: int = 0
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,7 @@ class TableInfo:
         rate_limiter: its state.
         removed_trajectories: trajectories ever removed, for whatever reason.
         mass: what a draw takes its share of: of a prioritized table the sum of priority ^ exponent, else the items.
+        updated_steps: steps whose values were replaced since the server began, each as often as it was.
     """
 
     config: TableConfig
@@ -146,6 +149,7 @@ class TableInfo:
     rate_limiter: RateLimiterInfo
     removed_trajectories: int
     mass: float
+    updated_steps: int
 
 
 @dataclass(frozen=True)
@@ -234,4 +238,5 @@ def _table_info(info: replay_pb2.TableInfo) -> TableInfo:
         ),
         removed_trajectories=info.removed_trajectories,
         mass=info.mass,
+        updated_steps=info.updated_steps,
     )

@@ -191,7 +191,13 @@ class ReplayClient:
         )
 
     def update_columns(
-        self, table: str, keys: NDArray[np.uint64], columns: Mapping[str, NDArray[np.generic]], timeout: float = 60.0
+        self,
+        table: str,
+        keys: NDArray[np.uint64],
+        columns: Mapping[str, NDArray[np.generic]],
+        timeout: float = 60.0,
+        *,
+        version_column: str = "",
     ) -> UpdateResult:
         """Replace values of stored steps, as durably as an insert.
 
@@ -200,13 +206,14 @@ class ReplayClient:
             keys: uint64 [N], none twice, as SequenceBatch.keys gave them.
             columns: the new values [N, ...] of any columns of the table.
             timeout: in seconds.
+            version_column: one of these, of integers: a step whose stored value of it is greater stays as it is.
         """
-        request = codec.encode_update_columns_request(table, keys, columns)
+        request = codec.encode_update_columns_request(table, keys, columns, version_column)
         size = _size_metadata(request.ByteSize())
         response = self._call(
             lambda seconds: self._replay.UpdateColumns(request, timeout=seconds, metadata=size), timeout
         )
-        return UpdateResult(response.updated, response.evicted)
+        return UpdateResult(response.updated, response.evicted, response.outdated)
 
     def delete_trajectories(self, table: str, chosen: TrajectoryFilter, timeout: float = 60.0) -> int:
         """Delete trajectories; returns how many. Their ids stay known."""
@@ -248,6 +255,29 @@ class ReplayClient:
     def sample_mix(self, shares: Sequence[TableShare], spec: SampleSpec, timeout: float = 60.0) -> SequenceBatch:
         """Draw a batch from several tables; `rows_per_table` says how many rows each gave."""
         return self._draw(codec.encode_mix_request(shares, spec), timeout)
+
+    def peek(
+        self,
+        table: str,
+        batch_size: int,
+        windows: Mapping[str, int | Window],
+        *,
+        filter: StepFilter = StepFilter(),  # noqa: A002, B008 -- as in `sample`
+        timeout: float = 60.0,
+    ) -> SequenceBatch:
+        """Look at stored positions without using them: the rate limiter neither holds nor counts it.
+
+        Every position is equally likely, whatever the table's selector. Waits while there is none.
+
+        Args:
+            table: its name.
+            batch_size: positions to draw, with replacement.
+            windows: as in `sample`.
+            filter: what may be drawn.
+            timeout: in seconds.
+        """
+        spec = SampleSpec(batch_size, windows, filter=filter, peek=True)
+        return self._draw(codec.encode_sample_request(table, spec, None), timeout)
 
     def sample_stream(
         self,

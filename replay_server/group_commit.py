@@ -14,27 +14,30 @@ What holds, also with a Redis that is restarted or replaced at any moment:
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import redis
-from numpy.typing import NDArray
 
 from replay_server.block import Block
 from replay_server.errors import Refusal, gives_no_fsync, was_deleted, was_reset
 from replay_server.log_writer import LogWriter, Write
 from replay_server.redis_log import RedisLog
 from replay_server.redis_store import RedisStore
+from replay_server.table import Updated
 from replay_server.table_log import LoggedTable, TableLog
 from replay_server.verification import Check, Verification, verify_table
 from replay_server.write_chain import Command
 from zero.tables import Durability
+from zero.trajectories import ColumnUpdates
 from zero.wire.codec import Reason
 
 _BATCH_BYTES = 16 << 20
 _VALUES_PER_WRITE = 4096  # replaced ones; each may need a command of its own
+
+Result = TypeVar("Result")
 
 
 class Part(NamedTuple):
@@ -78,7 +81,7 @@ class GroupCommit:
         self._waiting: deque[_Waiting] = deque()
         self._wake = asyncio.Event()
         self._closing = asyncio.Event()
-        self._writes: set[asyncio.Task[None]] = set()  # that callers wait for
+        self._writes: set[asyncio.Task[Any]] = set()  # that callers wait for
 
     @property
     def down_because(self) -> str:
@@ -144,41 +147,35 @@ class GroupCommit:
         self._log_of(target)
         await self._write(Write((), _nothing, _nothing, _must_flush([target])))
 
-    async def update_columns(
-        self, target: LoggedTable, keys: NDArray[np.uint64], columns: Mapping[str, NDArray[np.generic]]
-    ) -> tuple[int, int]:
-        """Replace values [N, *shape] of some columns of the steps of a durable table that keys [N] name, none twice.
-
-        Returns:
-            How many were replaced, and how many keys name nothing stored.
+    async def update_columns(self, target: LoggedTable, updates: ColumnUpdates) -> Updated:
+        """Replace values of steps of a durable table.
 
         Raises:
             Refusal: STORE_UNAVAILABLE, NOT_DURABLE, and some or all may be replaced all the same; UNKNOWN_TABLE.
         """
-        updated = gone = 0
-        order = np.argsort(keys & np.uint64(0xFFFFFFFF))  # by slot: what is stored together is written together
-        number = max(1, _VALUES_PER_WRITE // max(1, len(columns)))
-        for i in range(0, max(1, len(keys)), number):
-            part = order[i : i + number]
-            values = {name: column[part] for name, column in columns.items()}
-            part_updated, part_gone = await self._update_some(target, keys[part], values)
-            updated += part_updated
-            gone += part_gone
-        return updated, gone
+        done = Updated(0, 0, 0)
+        order = np.argsort(updates.keys & np.uint64(0xFFFFFFFF))  # by slot: what is stored together goes together
+        number = max(1, _VALUES_PER_WRITE // max(1, len(updates.columns)))
+        for i in range(0, max(1, len(order)), number):
+            part = await self._to_its_end(self._update_some(target, updates.chosen(order[i : i + number])))
+            done = Updated(*np.add(done, part).tolist())
+        return done
 
-    async def _update_some(
-        self, target: LoggedTable, keys: NDArray[np.uint64], columns: Mapping[str, NDArray[np.generic]]
-    ) -> tuple[int, int]:
-        self._check_durable([target])
-        self._writer.check_up()
+    async def _update_some(self, target: LoggedTable, updates: ColumnUpdates) -> Updated:
         log = self._log_of(target)
-        outcome = (0, 0)
+        outcome = Updated(0, 0, 0)
 
         def apply() -> None:
             nonlocal outcome
-            outcome = log.update(keys, columns)
+            outcome = log.update(updates)
 
-        await self._write(Write(log.plan_update(keys, columns), apply, _nothing, _must_flush([target])))
+        # One at a time: which steps hold a greater version must not change between the plan and its taking effect.
+        async with log.updating:
+            self._log_of(target)
+            self._check_durable([target])
+            self._writer.check_up()
+            write = Write(log.plan_update(updates), apply, _nothing, _must_flush([target]))
+            await self._settle(self._writer.write(write))
         return outcome
 
     async def verify(self, target: LoggedTable) -> Verification:
@@ -207,11 +204,14 @@ class GroupCommit:
             raise
 
     async def _write(self, write: Write) -> None:
-        """Write for a caller, who may go away meanwhile: the write comes to its end all the same."""
-        task = asyncio.create_task(self._settle(self._writer.write(write)))
+        await self._to_its_end(self._settle(self._writer.write(write)))
+
+    async def _to_its_end(self, writing: Coroutine[Any, Any, Result]) -> Result:
+        """Write for a caller, who may go away meanwhile: the writing comes to its end all the same."""
+        task = asyncio.create_task(writing)
         self._writes.add(task)
         task.add_done_callback(self._writes.discard)
-        await asyncio.shield(task)
+        return await asyncio.shield(task)
 
     async def _settle(self, outcome: Coroutine[Any, Any, None]) -> None:
         try:

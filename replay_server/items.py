@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from replay_server.selectors import SELECTORS, Draw
+from replay_server.selectors import SELECTORS, Draw, evenly
 from zero.tables import TableConfig
 
 
@@ -77,6 +77,17 @@ class Items:
             return self.number > 0 and (not self._most_draws or self._draws_left >= batch_size)
         matching = np.flatnonzero(allowed & self._is_item)
         return len(matching) > 0 and (not self._most_draws or self._left_of(matching) >= batch_size)
+
+    def peek(self, number: int, allowed: NDArray[np.bool_] | None) -> Draw:
+        """Look at so many, each item among those in `allowed` [capacity] equally likely; nothing is used up.
+
+        Takes time in proportion to the capacity.
+
+        Returns:
+            The items, or none if there is none to look at.
+        """
+        candidates = np.flatnonzero(self._is_item if allowed is None else allowed & self._is_item)
+        return evenly(candidates, self._rng.random(number))
 
     def draw(self, number: int, allowed: NDArray[np.bool_] | None) -> Draw:
         """Draw so many, among those in `allowed` [capacity], which can be; what is used up is no item any more."""

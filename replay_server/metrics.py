@@ -100,6 +100,8 @@ class TableMetrics:
     priorities_gone: Counter
     columns_updated: Counter
     columns_gone: Counter
+    columns_outdated: Counter
+    peeked_positions: Counter
 
 
 class ServerMetrics:
@@ -217,8 +219,11 @@ class _TableCounters:
             "priority_updates", "Priorities that came, by whether the position was still stored.", "result"
         )
         self._columns = counter(
-            "column_updates", "Steps for which new values came, by whether they were still stored.", "result"
+            "column_updates",
+            "Steps for which new values came: updated, no longer stored (gone), or of a greater version (outdated).",
+            "result",
         )
+        self._peeked = counter("peeked_positions", "Positions looked at, beside the rate limiter.")
 
     def of(self, table: str) -> TableMetrics:
         return TableMetrics(
@@ -236,6 +241,8 @@ class _TableCounters:
             priorities_gone=self._priorities.labels(table, "gone"),
             columns_updated=self._columns.labels(table, "updated"),
             columns_gone=self._columns.labels(table, "gone"),
+            columns_outdated=self._columns.labels(table, "outdated"),
+            peeked_positions=self._peeked.labels(table),
         )
 
     def forget(self, table: str) -> None:
@@ -249,12 +256,14 @@ class _TableCounters:
             self._sampled_bytes,
             self._insert_wait,
             self._sample_wait,
+            self._peeked,
         ):
             counter.remove(table)
         for cause in REMOVAL_CAUSES:
             self._removed.remove(table, cause)
         for result in ("updated", "gone"):
             self._priorities.remove(table, result)
+        for result in ("updated", "gone", "outdated"):
             self._columns.remove(table, result)
 
 

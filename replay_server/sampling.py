@@ -129,12 +129,16 @@ class Sampler:
         drawn = await self._draw(order, call, time.monotonic() + seconds)
         answer = write(order, drawn)
         call.bytes.count(Direction.ANSWERS, len(answer) - order.form.answer_bytes)
+        if not order.form.spec.peek:
+            self._observe(drawn)
+        self._metrics.sample_seconds.observe(time.perf_counter() - started)
+        return answer
+
+    def _observe(self, drawn: Sequence[Drawn]) -> None:
         for one in drawn:
             self._metrics.sample_age_seconds.observe(one.mean_age_seconds)
             behind = self._newest_weights() - one.weights_versions.astype(np.float64).mean()
             self._metrics.sample_versions_behind.observe(max(behind, 0.0))
-        self._metrics.sample_seconds.observe(time.perf_counter() - started)
-        return answer
 
     def _order(self, request: replay_pb2.SampleRequest) -> _Order:
         """Check a request, then apply its updates."""
@@ -161,7 +165,8 @@ class Sampler:
             self._forms[key] = form
         for served in tables:
             served.check_open()
-            served.check_batch(form.spec.batch_size)
+            if not form.spec.peek:
+                served.check_batch(form.spec.batch_size)
         return form
 
     def _make_form(self, spec: SampleSpec, tables: Sequence[ServedTable]) -> _Form:
@@ -174,6 +179,8 @@ class Sampler:
     async def _draw(self, order: _Order, call: Call, deadline: float) -> list[Drawn]:
         """Draw from every table, as soon as all of them allow it; the bytes of the answer are counted then."""
         shares = [share for share in order.shares if share.rows]
+        if order.form.spec.peek:
+            return await self._peek(order, shares, call, deadline)
         while True:
             await self._pass(shares, deadline)
             if not all(share.served.can_draw(share.rows) for share in shares):
@@ -191,6 +198,21 @@ class Sampler:
                 _give_back(shares)
                 raise
             return [share.served.draw(replace(order.form.spec, batch_size=share.rows)) for share in shares]
+
+    async def _peek(self, order: _Order, shares: Sequence[_Share], call: Call, deadline: float) -> list[Drawn]:
+        """Look at what there is, in all tables at once, as soon as each has something."""
+        while True:
+            seen = [share.served.table.peek(replace(order.form.spec, batch_size=share.rows)) for share in shares]
+            found = [one for one in seen if one is not None]
+            if len(found) == len(shares):
+                break
+            lacking = shares[seen.index(None)].served
+            await lacking.grown(deadline, self._in_flight)
+            lacking.check_open()
+        call.bytes.take(Direction.ANSWERS, order.form.answer_bytes)
+        for share in shares:
+            share.served.count_peeked(share.rows)
+        return found
 
     async def _pass(self, shares: Sequence[_Share], deadline: float) -> None:
         """Pass the rate limiters, by name: so that calls which wait for several never wait for each other."""

@@ -83,7 +83,8 @@ def _remove_dense(items: NDArray[np.int64], places: NDArray[np.int64], number: i
         places[last] = place
 
 
-def _evenly(candidates: NDArray[np.int64], uniforms: NDArray[np.float64]) -> Draw:
+def evenly(candidates: NDArray[np.int64], uniforms: NDArray[np.float64]) -> Draw:
+    """Candidates by uniforms [B] in [0, 1), each equally likely; none if there is none."""
     size = len(candidates)
     if not size:
         return _NONE
@@ -115,7 +116,7 @@ class UniformSelector(ItemSelector):
     def draw(self, uniforms: NDArray[np.float64], allowed: NDArray[np.bool_] | None = None) -> Draw:
         """See ItemSelector."""
         items = self._items[: self._number]
-        return _evenly(items if allowed is None else items[allowed[items]], uniforms)
+        return evenly(items if allowed is None else items[allowed[items]], uniforms)
 
 
 class PrioritizedSelector(ItemSelector):
@@ -158,7 +159,7 @@ class PrioritizedSelector(ItemSelector):
             return self._draw_among(allowed, uniforms)
         total = self._tree.total
         if total <= 0:
-            return _evenly(np.flatnonzero(self._is_item), uniforms)
+            return evenly(np.flatnonzero(self._is_item), uniforms)
         slots = self._tree.draw(uniforms)
         return Draw(slots, self._tree.leaves[slots] / total)
 
@@ -167,7 +168,7 @@ class PrioritizedSelector(ItemSelector):
         weights = self._tree.leaves[candidates]
         sums = np.cumsum(weights)
         if not len(sums) or sums[-1] <= 0:
-            return _evenly(candidates, uniforms)
+            return evenly(candidates, uniforms)
         # Side "right" never stops at a weight of 0; rounding may lead beyond the last positive one.
         places = np.minimum(np.searchsorted(sums, uniforms * sums[-1], "right"), np.flatnonzero(weights)[-1])
         return Draw(candidates[places], weights[places] / sums[-1])

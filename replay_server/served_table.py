@@ -2,11 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from replay_server.block import Block
 from replay_server.errors import Refusal
@@ -15,9 +12,9 @@ from replay_server.limits import InFlight
 from replay_server.metrics import TableMetrics, TableState
 from replay_server.rate_limiter import LimiterCounts, RateLimiter, WaitingLine
 from replay_server.stored import Stored
-from replay_server.table import Drawn, Table
+from replay_server.table import Drawn, Table, Updated
 from zero.tables import Durability, RateLimiterConfig
-from zero.trajectories import PriorityUpdates, SampleSpec, TrajectoryFilter
+from zero.trajectories import ColumnUpdates, PriorityUpdates, SampleSpec, TrajectoryFilter
 from zero.wire.codec import Reason
 
 _DELETED_AT_ONCE = 4096  # trajectories: some 60 ms of the event loop
@@ -188,6 +185,10 @@ class ServedTable:
         self._inserts.advance()
         return drawn
 
+    def count_peeked(self, number: int) -> None:
+        """So many positions were looked at."""
+        self._metrics.peeked_positions.inc(number)
+
     def _bytes_of_sequence(self, spec: SampleSpec) -> int:
         row_bytes = self.table.rings.row_bytes
         return sum(row_bytes[window.column] * window.length for window in map(spec.window, spec.windows))
@@ -236,22 +237,21 @@ class ServedTable:
         self._metrics.priorities_gone.inc(gone)
         return updated, gone
 
-    async def update_columns(
-        self, keys: NDArray[np.uint64], columns: Mapping[str, NDArray[np.generic]]
-    ) -> tuple[int, int]:
-        """Replace values [N, *shape] of the steps that keys [N] name; how many were, and how many are not stored.
+    async def update_columns(self, updates: ColumnUpdates) -> Updated:
+        """Replace values of stored steps.
 
         Raises:
             Refusal: NOT_DURABLE; STORE_UNAVAILABLE, and they may be replaced all the same. More than 4096 values, all
                 columns together, are replaced in parts: those before the one that failed stay replaced.
         """
         if self.logged:
-            updated, gone = await self._commit.update_columns(self, keys, columns)
+            done = await self._commit.update_columns(self, updates)
         else:
-            updated, gone = self.table.replace_values(keys, columns)
-        self._metrics.columns_updated.inc(updated)
-        self._metrics.columns_gone.inc(gone)
-        return updated, gone
+            done = self.table.replace_values(updates)
+        self._metrics.columns_updated.inc(done.updated)
+        self._metrics.columns_gone.inc(done.evicted)
+        self._metrics.columns_outdated.inc(done.outdated)
+        return done
 
     async def delete(self, wanted: TrajectoryFilter) -> int:
         """Delete the trajectories that a filter matches; how many. As durable as an insert.

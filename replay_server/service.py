@@ -98,11 +98,11 @@ class ReplayService:
     async def _update_columns(self, data: bytes, _: Call) -> bytes:
         request = parse(replay_pb2.UpdateColumnsRequest, data)
         served = self._catalog.find(request.table)
-        keys, columns = codec.decode_column_updates(
-            request, served.table.config.signature, self._in_flight.max_message_bytes
-        )
-        updated, gone = await served.update_columns(keys, columns)
-        return replay_pb2.UpdateColumnsResponse(updated=updated, evicted=gone).SerializeToString()
+        updates = codec.decode_column_updates(request, served.table.config.signature, self._in_flight.max_message_bytes)
+        done = await served.update_columns(updates)
+        return replay_pb2.UpdateColumnsResponse(
+            updated=done.updated, evicted=done.evicted, outdated=done.outdated
+        ).SerializeToString()
 
     async def _delete_trajectories(self, data: bytes, _: Call) -> bytes:
         request = parse(replay_pb2.DeleteTrajectoriesRequest, data)
@@ -156,6 +156,7 @@ def _table_info(served: ServedTable) -> replay_pb2.TableInfo:
         rate_limiter=_rate_limiter_info(served),
         removed_trajectories=table.removed_trajectories,
         mass=table.mass,
+        updated_steps=table.updated_steps,
     )
 
 

@@ -4,6 +4,7 @@ import itertools
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from functools import partial
 from types import TracebackType
 from typing import Self, TypeVar, cast
 
@@ -121,6 +122,8 @@ class ShardedClient:
         shards: NDArray[np.int32],
         columns: Mapping[str, NDArray[np.generic]],
         timeout: float = 60.0,
+        *,
+        version_column: str = "",
     ) -> UpdateResult:
         """Replace values of stored steps; as ReplayClient.update_columns.
 
@@ -130,6 +133,7 @@ class ShardedClient:
             shards: int32 [N], as ShardedBatch.shards gave them.
             columns: the new values [N, ...].
             timeout: in seconds.
+            version_column: as in ReplayClient.update_columns.
         """
         key_array = cast(NDArray[np.uint64], as_array("keys", keys))
         arrays = {name: as_array(name, values) for name, values in columns.items()}
@@ -138,9 +142,14 @@ class ShardedClient:
             own = shards == number
             values = {name: array[own] for name, array in arrays.items()}
             shard = self._shards.shards[number]
-            updates.append(shard.inserting.submit(shard.patient.update_columns, table, key_array[own], values, timeout))
+            update = partial(shard.patient.update_columns, version_column=version_column)
+            updates.append(shard.inserting.submit(update, table, key_array[own], values, timeout))
         results = results_of(updates)
-        return UpdateResult(sum(result.updated for result in results), sum(result.evicted for result in results))
+        return UpdateResult(
+            sum(result.updated for result in results),
+            sum(result.evicted for result in results),
+            sum(result.outdated for result in results),
+        )
 
     def delete_trajectories(self, table: str, chosen: TrajectoryFilter, timeout: float = 60.0) -> int:
         """Delete trajectories from every server; returns how many."""

@@ -14,10 +14,11 @@ from replay_server.items import Items
 from replay_server.priorities import Priorities
 from replay_server.removers import REMOVERS
 from replay_server.ring import ColumnRings
+from replay_server.selectors import Draw
 from replay_server.slots import BYTES_PER_SLOT, Slots, Walk
 from replay_server.stored import KnownTrajectories, Removed, Stored, StoredChunk
 from zero.tables import EpisodeEnd, SequenceRule, TableConfig
-from zero.trajectories import NStep, PriorityUpdates, SampleSpec, StepFilter, TrajectoryFilter
+from zero.trajectories import ColumnUpdates, NStep, PriorityUpdates, SampleSpec, StepFilter, TrajectoryFilter
 from zero.wire.codec import Reason, row_bytes
 
 _SELECTOR_BYTES_PER_SLOT = 24
@@ -37,6 +38,20 @@ class Placement(NamedTuple):
     ordinal: int
     slots: NDArray[np.int32]
     stored_at: float
+
+
+class Updated(NamedTuple):
+    """What became of new values, in steps.
+
+    Attributes:
+        updated: replaced.
+        evicted: no longer stored.
+        outdated: that hold a greater version.
+    """
+
+    updated: int
+    evicted: int
+    outdated: int
 
 
 class Drawn(NamedTuple):
@@ -82,6 +97,7 @@ class Table:
         inserted_trajectories: ever.
         sampled_positions: ever drawn.
         removed_trajectories: ever.
+        updated_steps: whose values were replaced since the server began, each as often as it was.
     """
 
     def __init__(
@@ -100,6 +116,7 @@ class Table:
         self.num_steps = 0
         self.next_ordinal = first_ordinal
         self.inserted_steps = self.inserted_trajectories = self.sampled_positions = self.removed_trajectories = 0
+        self.updated_steps = 0
         self._clock = clock
         self._logged = logged
         self._slots = Slots(config.capacity)
@@ -404,16 +421,24 @@ class Table:
         """Replace values [N, *shape] of some columns of the steps in slots [N]."""
         self.rings.write_some(slots, columns)
 
-    def replace_values(self, keys: NDArray[np.uint64], columns: Mapping[str, NDArray[np.generic]]) -> tuple[int, int]:
-        """Replace values [N, *shape] of some columns of the steps that keys [N] name.
+    def replaceable(self, updates: ColumnUpdates) -> tuple[NDArray[np.int64], NDArray[np.bool_], int]:
+        """The slots [N] of new values, which of them [N] are to be replaced, and how many others hold no such step."""
+        slots, wanted = self.find(updates.keys)
+        evicted = len(slots) - int(np.count_nonzero(wanted))
+        name = updates.version_column
+        if name:
+            stored = self.rings.take(name, np.where(wanted, slots, self.config.capacity))  # zeros where there is none
+            wanted = wanted & np.greater_equal(updates.columns[name], stored)
+        return slots, wanted, evicted
 
-        Returns:
-            How many steps were found, and how many keys name nothing stored.
-        """
-        slots, valid = self.find(keys)
-        self.write_rows(slots[valid], {name: values[valid] for name, values in columns.items()})
-        updated = int(np.count_nonzero(valid))
-        return updated, len(keys) - updated
+    def replace_values(self, updates: ColumnUpdates) -> Updated:
+        """Replace values of stored steps, but not those of a greater version."""
+        slots, wanted, evicted = self.replaceable(updates)
+        chosen = updates.chosen(wanted)
+        self.write_rows(slots[wanted], chosen.columns)
+        updated = len(chosen.keys)
+        self.updated_steps += updated
+        return Updated(updated, evicted, len(slots) - updated - evicted)
 
     def update_priorities(self, updates: PriorityUpdates) -> tuple[int, int]:
         """Set priorities; returns how many were set and how many keys name nothing stored."""
@@ -458,18 +483,26 @@ class Table:
             raise Refusal(Reason.RATE_LIMITED, f"too few items of table {self.config.name!r} match the filter")
         draw = self._items.draw(spec.batch_size, allowed)
         self.sampled_positions += spec.batch_size
-        drawn = Drawn(
-            walk=self._slots.walk(draw.slots, spec.reach),
-            keys=self._slots.keys(draw.slots),
-            probabilities=draw.probabilities,
-            weights_versions=self._slots.weights_versions[draw.slots],
-            table_size=size,
-            mean_age_seconds=self._clock() - float(self._slots.stored_at[draw.slots].mean()),
-        )
+        drawn = self._drawn(draw, spec, size)
         if self.config.max_times_sampled:
             used_up = draw.slots[~self._items.are_in(draw.slots)]
             self._remove_without_items(set(self._owners[used_up].tolist()))
         return drawn
+
+    def peek(self, spec: SampleSpec) -> Drawn | None:
+        """Look at items that a filter matches, each equally likely, without using any up; None if there is none."""
+        draw = self._items.peek(spec.batch_size, self._allowed(spec.filter))
+        return self._drawn(draw, spec, self.num_items) if len(draw.slots) else None
+
+    def _drawn(self, draw: Draw, spec: SampleSpec, table_size: int) -> Drawn:
+        return Drawn(
+            walk=self._slots.walk(draw.slots, spec.reach),
+            keys=self._slots.keys(draw.slots),
+            probabilities=draw.probabilities,
+            weights_versions=self._slots.weights_versions[draw.slots],
+            table_size=table_size,
+            mean_age_seconds=self._clock() - float(self._slots.stored_at[draw.slots].mean()),
+        )
 
     def _allowed(self, wanted: StepFilter) -> NDArray[np.bool_] | None:
         if not wanted.max_age_seconds and not wanted.min_weights_version:

@@ -1,7 +1,8 @@
 """A table and its log, kept together: blocks on their way into both, what was removed and replaced, counters."""
 
+import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple, Protocol
 
@@ -15,8 +16,9 @@ from replay_server.log_entry import EntryHeader, runs_of
 from replay_server.recovery import Recovered, counters
 from replay_server.redis_log import RedisLog, newest_of
 from replay_server.rewriting import plan_rewriting
-from replay_server.table import Placement, Table
+from replay_server.table import Placement, Table, Updated
 from replay_server.write_chain import Command
+from zero.trajectories import ColumnUpdates
 
 
 class LoggedTable(Protocol):
@@ -50,12 +52,14 @@ class TableLog:
     Attributes:
         target: whose.
         table: in memory.
+        updating: held while values are being replaced.
     """
 
     def __init__(self, log: RedisLog, target: LoggedTable, book: LogBook, columns: ColumnLog) -> None:
         """The table must hold what the book and the columns say, or be empty and the book begun anew."""
         self.target = target
         self.table = target.table
+        self.updating = asyncio.Lock()
         self._log = log
         self._name = self.table.config.name
         self._book = book
@@ -151,21 +155,19 @@ class TableLog:
         """The log of an empty table of the same name; what this one holds is deleted with the next write."""
         return TableLog(self._log, target, LogBook(self._log, target.table, wiped=True), self._columns.emptied())
 
-    def plan_update(
-        self, keys: NDArray[np.uint64], columns: Mapping[str, NDArray[np.generic]]
-    ) -> Callable[[], list[Command]]:
-        """What makes, on any thread, the commands that keep new values [N, *shape] of the steps that keys [N] name."""
-        slots, valid = self.table.find(keys)
-        slots = slots[valid]
-        chosen = {name: values[valid] for name, values in columns.items()}
+    def plan_update(self, updates: ColumnUpdates) -> Callable[[], list[Command]]:
+        """What makes, on any thread, the commands that keep new values of stored steps."""
+        slots, wanted, _ = self.table.replaceable(updates)
+        slots = slots[wanted]
+        chosen = updates.chosen(wanted).columns
         self._columns.expect(slots, chosen)
         return partial(self._columns.commands, slots, self.table.generations(slots), chosen)
 
-    def update(self, keys: NDArray[np.uint64], columns: Mapping[str, NDArray[np.generic]]) -> tuple[int, int]:
-        """Replace the values in memory; returns how many were replaced and how many keys name nothing stored."""
-        slots, valid = self.table.find(keys)
-        self._columns.note(slots[valid], columns)
-        return self.table.replace_values(keys, columns)
+    def update(self, updates: ColumnUpdates) -> Updated:
+        """Replace the values in memory."""
+        slots, wanted, _ = self.table.replaceable(updates)
+        self._columns.note(slots[wanted], updates.columns)
+        return self.table.replace_values(updates)
 
     def replaced(self, name: str, slots: NDArray[np.int32]) -> bool:
         """Whether any value of a column in these slots may have been replaced."""

@@ -193,6 +193,27 @@ class PriorityUpdates:
 
 
 @dataclass(frozen=True)
+class ColumnUpdates:
+    """New values for stored steps.
+
+    Attributes:
+        keys: uint64 [N], none twice, as SequenceBatch.keys gave them.
+        columns: name to the new values [N, *shape].
+        version_column: one of them, of integers: a step whose stored value of it is greater stays as it is; none if
+            empty.
+    """
+
+    keys: NDArray[np.uint64]
+    columns: Mapping[str, NDArray[np.generic]]
+    version_column: str = ""
+
+    def chosen(self, rows: NDArray[np.bool_] | NDArray[np.int64]) -> "ColumnUpdates":
+        """Those of some rows, by number or by a mask [N]."""
+        columns = {name: values[rows] for name, values in self.columns.items()}
+        return ColumnUpdates(self.keys[rows], columns, self.version_column)
+
+
+@dataclass(frozen=True)
 class TableShare:
     """A table's part in a batch of several.
 
@@ -217,6 +238,8 @@ class SampleSpec:
         importance_sampling_exponent: 0 for no importance weights.
         filter: what may be drawn.
         n_step: returns to compute.
+        peek: look without using: every item is equally likely, whatever the selector, the rate limiter neither holds
+            nor counts it, and no item is used up.
     """
 
     batch_size: int
@@ -224,6 +247,7 @@ class SampleSpec:
     importance_sampling_exponent: float = 0.0
     filter: StepFilter = StepFilter()
     n_step: NStep | None = None
+    peek: bool = False
 
     def window(self, name: str) -> Window:
         """What the answer shows under a name of `windows`."""

@@ -172,6 +172,7 @@ def test_updates_inserts_and_the_age_of_samples_are_counted(settings: ReplayServ
         keys = np.append(np.unique(batch.keys), np.uint64(999))
         client.update_priorities("games", PriorityUpdates(keys, np.ones(5, np.float32)))
         client.update_columns("games", keys, {"reward": np.zeros(5, np.float32)})
+        client.peek("games", 8, {"action": 1})
         client.insert("games", [played(1, 4, weights_version=1)])
         client.insert("games", [played(2)])
         with pytest.raises(ReplayError):
@@ -182,6 +183,7 @@ def test_updates_inserts_and_the_age_of_samples_are_counted(settings: ReplayServ
             "priority_updates_total{result=gone,table=games}": 1,
             "column_updates_total{result=updated,table=games}": 4,
             "column_updates_total{result=gone,table=games}": 1,
+            "peeked_positions_total{table=games}": 8,
             "inserts_total{result=stored}": 1,
             "inserts_total{result=duplicate}": 1,
             "inserts_total{result=refused}": 1,

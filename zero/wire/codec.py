@@ -14,6 +14,7 @@ from zero.tables import Durability, EpisodeEnd, RateLimiterConfig, SequenceRule,
 from zero.trajectories import (
     DTYPES,
     ColumnSpec,
+    ColumnUpdates,
     NStep,
     PriorityUpdates,
     SampleSpec,
@@ -598,6 +599,7 @@ def _written_spec(spec: SampleSpec) -> replay_pb2.SampleRequest:
         request.n_step.reward_column = spec.n_step.reward_column
         request.n_step.discount = spec.n_step.discount
         request.n_step.steps = spec.n_step.steps
+    request.peek = spec.peek
     return request
 
 
@@ -618,6 +620,7 @@ def decode_sample_spec(message: replay_pb2.SampleRequest) -> SampleSpec:
         exponent,
         _decode_step_filter(message.filter),
         _decode_n_step(message.n_step) if message.HasField("n_step") else None,
+        message.peek,
     )
 
 
@@ -719,9 +722,9 @@ def _decode_stat_range(message: replay_pb2.StatRange) -> StatRange:
 
 
 def encode_update_columns_request(
-    table: str, keys: NDArray[np.uint64], columns: Mapping[str, NDArray[np.generic]]
+    table: str, keys: NDArray[np.uint64], columns: Mapping[str, NDArray[np.generic]], version_column: str = ""
 ) -> replay_pb2.UpdateColumnsRequest:
-    """Pack new values [N, *shape] of columns for the steps that N keys name.
+    """Pack new values [N, *shape] of columns for the steps that N keys name, none where a greater version is stored.
 
     Raises:
         CodecError: WRONG_SIGNATURE, a dtype has no place on the wire; BAD_DATA, the keys are no 64-bit integers.
@@ -730,17 +733,19 @@ def encode_update_columns_request(
         table=table,
         keys=_keys_bytes(keys),
         columns=[encode_column(name, array) for name, array in columns.items()],
+        version_column=version_column,
     )
 
 
 def decode_column_updates(
     message: replay_pb2.UpdateColumnsRequest, signature: Signature, max_bytes: int
-) -> tuple[NDArray[np.uint64], dict[str, NDArray[np.generic]]]:
-    """The keys [N] and new values [N, *shape] by column, checked.
+) -> ColumnUpdates:
+    """New values, checked.
 
     Raises:
-        CodecError: as unpack_column and check_column; BAD_MESSAGE without columns or for a key twice; MESSAGE_TOO_LARGE
-            for more than max_bytes when unpacked.
+        CodecError: as unpack_column and check_column; BAD_MESSAGE without columns, for a key twice, or for a version
+            column that is not among them; WRONG_SIGNATURE for one that is no integer scalar; MESSAGE_TOO_LARGE for more
+            than max_bytes when unpacked.
     """
     keys = _vector(message.keys, _UINT64, "keys").astype(np.uint64, copy=False)
     if len(np.unique(keys)) != len(keys):
@@ -759,7 +764,19 @@ def decode_column_updates(
         spec = specs[column.name]
         columns[spec.name] = array_of(unpack_column(column, spec, len(keys)), spec, len(keys))
         check_column(columns[spec.name], spec)
-    return keys, columns
+    _check_version_column(message.version_column, columns)
+    return ColumnUpdates(keys, columns, message.version_column)
+
+
+def _check_version_column(name: str, columns: Mapping[str, NDArray[np.generic]]) -> None:
+    if not name:
+        return
+    if name not in columns:
+        raise _bad(f"the version column {name[:40]!r} is not among the new values")
+    values = columns[name]
+    if values.ndim != 1 or values.dtype.kind not in "iu":
+        shape = list(values.shape[1:])
+        raise CodecError(Reason.WRONG_SIGNATURE, f"version column {name!r} is {values.dtype} {shape}, not an integer")
 
 
 def _bad(message: str) -> CodecError:

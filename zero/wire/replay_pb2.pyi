@@ -782,12 +782,17 @@ class SampleRequest(_message.Message):
     FILTER_FIELD_NUMBER: _builtins.int
     MIX_FIELD_NUMBER: _builtins.int
     N_STEP_FIELD_NUMBER: _builtins.int
+    PEEK_FIELD_NUMBER: _builtins.int
     table: _builtins.str
     """The table's name."""
     batch_size: _builtins.int
     """How many positions to draw, with replacement."""
     importance_sampling_exponent: _builtins.float
     """If not 0, importance weights are computed with this exponent."""
+    peek: _builtins.bool
+    """Look without using: every item is equally likely, the rate limiter neither holds nor counts it, no item is used up.
+    Waits until the call's deadline while nothing may be drawn.
+    """
     @_builtins.property
     def windows(self) -> _containers.RepeatedCompositeFieldContainer[Global___ColumnWindow]:
         """Which columns, and which steps of each."""
@@ -819,10 +824,11 @@ class SampleRequest(_message.Message):
         filter: Global___StepFilter | None = ...,
         mix: _abc.Iterable[Global___TableShare] | None = ...,
         n_step: Global___NStep | None = ...,
+        peek: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "n_step", b"n_step", "updates", b"updates"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_size", b"batch_size", "filter", b"filter", "importance_sampling_exponent", b"importance_sampling_exponent", "mix", b"mix", "n_step", b"n_step", "table", b"table", "updates", b"updates", "windows", b"windows"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_size", b"batch_size", "filter", b"filter", "importance_sampling_exponent", b"importance_sampling_exponent", "mix", b"mix", "n_step", b"n_step", "peek", b"peek", "table", b"table", "updates", b"updates", "windows", b"windows"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1065,10 +1071,15 @@ class UpdateColumnsRequest(_message.Message):
     TABLE_FIELD_NUMBER: _builtins.int
     KEYS_FIELD_NUMBER: _builtins.int
     COLUMNS_FIELD_NUMBER: _builtins.int
+    VERSION_COLUMN_FIELD_NUMBER: _builtins.int
     table: _builtins.str
     """The table's name."""
     keys: _builtins.bytes
     """Keys as SampleResponse.keys gave them, N of them, none twice."""
+    version_column: _builtins.str
+    """One of `columns`, of integers without further axes: a step whose stored value of it is greater stays as it is. So of
+    several writers the one with the highest version wins, in whatever order their calls come. None if empty.
+    """
     @_builtins.property
     def columns(self) -> _containers.RepeatedCompositeFieldContainer[_trajectory_pb2.Column]:
         """The new values [N, ...] of any columns of the table."""
@@ -1079,10 +1090,11 @@ class UpdateColumnsRequest(_message.Message):
         table: _builtins.str = ...,
         keys: _builtins.bytes = ...,
         columns: _abc.Iterable[_trajectory_pb2.Column] | None = ...,
+        version_column: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["columns", b"columns", "keys", b"keys", "table", b"table"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["columns", b"columns", "keys", b"keys", "table", b"table", "version_column", b"version_column"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1096,19 +1108,23 @@ class UpdateColumnsResponse(_message.Message):
 
     UPDATED_FIELD_NUMBER: _builtins.int
     EVICTED_FIELD_NUMBER: _builtins.int
+    OUTDATED_FIELD_NUMBER: _builtins.int
     updated: _builtins.int
     """Steps updated."""
     evicted: _builtins.int
     """Steps no longer stored."""
+    outdated: _builtins.int
+    """Steps that hold a greater value of the version column."""
     def __init__(
         self,
         *,
         updated: _builtins.int = ...,
         evicted: _builtins.int = ...,
+        outdated: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["evicted", b"evicted", "updated", b"updated"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["evicted", b"evicted", "outdated", b"outdated", "updated", b"updated"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1444,6 +1460,7 @@ class TableInfo(_message.Message):
     RATE_LIMITER_FIELD_NUMBER: _builtins.int
     REMOVED_TRAJECTORIES_FIELD_NUMBER: _builtins.int
     MASS_FIELD_NUMBER: _builtins.int
+    UPDATED_STEPS_FIELD_NUMBER: _builtins.int
     num_steps: _builtins.int
     """Steps stored now."""
     num_trajectories: _builtins.int
@@ -1468,6 +1485,8 @@ class TableInfo(_message.Message):
     """What a draw takes its share of: of a "prioritized" table the sum of priority ^ priority_exponent over the items, of
     any other the number of items. A client of several servers draws from each in proportion to it.
     """
+    updated_steps: _builtins.int
+    """Steps whose values were replaced by UpdateColumns since the server began, each as often as it was."""
     @_builtins.property
     def config(self) -> Global___TableConfig:
         """Its config."""
@@ -1492,10 +1511,11 @@ class TableInfo(_message.Message):
         rate_limiter: Global___RateLimiterInfo | None = ...,
         removed_trajectories: _builtins.int = ...,
         mass: _builtins.float = ...,
+        updated_steps: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "rate_limiter", b"rate_limiter"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "insert_blocked_because", b"insert_blocked_because", "inserted_steps", b"inserted_steps", "inserted_trajectories", b"inserted_trajectories", "mass", b"mass", "memory_bytes", b"memory_bytes", "num_items", b"num_items", "num_steps", b"num_steps", "num_trajectories", b"num_trajectories", "rate_limiter", b"rate_limiter", "removed_trajectories", b"removed_trajectories", "sample_blocked_because", b"sample_blocked_because", "sampled_positions", b"sampled_positions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "insert_blocked_because", b"insert_blocked_because", "inserted_steps", b"inserted_steps", "inserted_trajectories", b"inserted_trajectories", "mass", b"mass", "memory_bytes", b"memory_bytes", "num_items", b"num_items", "num_steps", b"num_steps", "num_trajectories", b"num_trajectories", "rate_limiter", b"rate_limiter", "removed_trajectories", b"removed_trajectories", "sample_blocked_because", b"sample_blocked_because", "sampled_positions", b"sampled_positions", "updated_steps", b"updated_steps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

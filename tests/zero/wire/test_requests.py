@@ -199,11 +199,14 @@ def test_new_values_survive_the_wire(values: np.ndarray) -> None:
     message = codec.encode_update_columns_request("games", keys, {"value": values, "count": counts})
     message.columns.append(codec.encode_column("value", values, compress=True))
     del message.columns[0]
-    found, columns = codec.decode_column_updates(message, SIGNATURE, 1000)
-    np.testing.assert_array_equal(found, keys)
-    assert columns.keys() == {"value", "count"}
-    np.testing.assert_array_equal(columns["value"], values)
-    np.testing.assert_array_equal(columns["count"], counts)
+    updates = codec.decode_column_updates(message, SIGNATURE, 1000)
+    np.testing.assert_array_equal(updates.keys, keys)
+    assert updates.columns.keys() == {"value", "count"}
+    np.testing.assert_array_equal(updates.columns["value"], values)
+    np.testing.assert_array_equal(updates.columns["count"], counts)
+    assert not updates.version_column
+    message.version_column = "count"
+    assert codec.decode_column_updates(message, SIGNATURE, 1000).version_column == "count"
 
 
 def column_updates(**columns: np.ndarray) -> replay_pb2.UpdateColumnsRequest:
@@ -226,6 +229,11 @@ BAD_UPDATES = {
     "NaN": (column_updates(value=np.full((2, 2), np.nan, np.float32)), Reason.NOT_FINITE),
     "below": (column_updates(value=np.full((2, 2), -1.5, np.float32)), Reason.OUT_OF_RANGE),
     "above": (column_updates(value=np.full((2, 2), 1.5, np.float32)), Reason.OUT_OF_RANGE),
+    "version column that is not given": (edited(lambda m: setattr(m, "version_column", "count")), Reason.BAD_MESSAGE),
+    "version column that is no integer": (
+        edited(lambda m: setattr(m, "version_column", "value")),
+        Reason.WRONG_SIGNATURE,
+    ),
     "half a key": (edited(lambda m: setattr(m, "keys", bytes(15))), Reason.BAD_DATA),
     "key twice": (edited(lambda m: setattr(m, "keys", bytes(16))), Reason.BAD_MESSAGE),
     "too much": (
