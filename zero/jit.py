@@ -11,4 +11,4 @@ R = TypeVar("R")
 
 def njit(function: Callable[P, R]) -> Callable[P, R]:
     """Compile a function; the machine code is kept beside the module, so later processes start without compiling."""
-    return cast("Callable[P, R]", numba.njit(cache=True, nogil=True, boundscheck=False)(function))
+    return cast("Callable[P, R]", numba.njit(cache=True, nogil=True, boundscheck=False, forceinline=True)(function))

@@ -6,6 +6,8 @@ from numpy.typing import NDArray
 from zero.jit import njit
 from zero.search.randomness import uniform
 
+_BLOCK = 32
+
 
 @njit
 def random_legal_actions(mask: NDArray[np.bool_], uniforms: NDArray[np.float64]) -> NDArray[np.int64]:
@@ -19,17 +21,29 @@ def random_legal_actions(mask: NDArray[np.bool_], uniforms: NDArray[np.float64])
         int64 [B]; -1 where nothing is legal.
     """
     actions = np.full(mask.shape[0], -1, np.int64)
+    num_actions = mask.shape[1]
     for row in range(mask.shape[0]):
         count = 0
-        for action in range(mask.shape[1]):
+        for action in range(num_actions):
             count += mask[row, action]
-        left = np.int64(uniforms[row] * count)
-        for action in range(mask.shape[1]):
-            if mask[row, action]:
-                if left == 0:
-                    actions[row] = action
-                    break
-                left -= 1
+        if count == 0:
+            continue
+        # Branches on single actions would be mispredicted, so whole blocks are skipped and the last one is counted out.
+        left, start = np.int64(uniforms[row] * count), 0
+        while True:
+            stop = min(start + _BLOCK, num_actions)
+            inside = 0
+            for action in range(start, stop):
+                inside += mask[row, action]
+            if left < inside:
+                break
+            left -= inside
+            start = stop
+        seen, passed = 0, 0
+        for action in range(start, stop):
+            seen += mask[row, action]
+            passed += seen <= left
+        actions[row] = start + passed
     return actions
 
 

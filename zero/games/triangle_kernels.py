@@ -11,7 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zero.games.bits import bit_index, count_bits, lowest_bit, single_bit
-from zero.games.triangle_board import NO_SHAPE, NUM_DIRECTIONS, BoardTables, LineTables, PlacementTables, ShapeTables
+from zero.games.triangle_board import (
+    MAX_SHAPE_SIZE,
+    NO_SHAPE,
+    NUM_DIRECTIONS,
+    BoardTables,
+    LineTables,
+    PlacementTables,
+    ShapeTables,
+)
 from zero.jit import njit
 
 NUM_EXTRA_WORDS = 3
@@ -83,30 +91,32 @@ def _free_cells(live: NDArray[np.uint64], position: NDArray[np.uint64], free: ND
 
 
 @njit
-def _fit_slots(shapes: ShapeTables, free: NDArray[np.uint64], slots: np.uint64, fits: NDArray[np.uint64]) -> bool:
+def _fit_slots(
+    shapes: ShapeTables, free: NDArray[np.uint64], slots: np.uint64, one_is_enough: bool, fits: NDArray[np.uint64]
+) -> bool:
     """Set fits [num_slots, W] to the bitboards of origins where each slot's shape lands on free cells only.
 
-    True if anything fits.
+    Where one slot that fits is enough, stops at the first and returns True; else returns False. The compiler makes
+    much slower code of a loop whose result is kept to its end.
     """
     fits[:] = _NONE
-    found = _NONE
     for slot in range(fits.shape[0]):
         shape = shape_in_slot(slots, slot)
         if shape == NO_SHAPE:
             continue
+        found = _NONE
         for word in range(fits.shape[1]):
-            fits[slot, word] = shapes.origins[shape, word]
-        for triangle in range(shapes.sizes[shape]):
-            source = shapes.offsets[shape, triangle] >> 6
-            shift = np.uint64(shapes.offsets[shape, triangle] & 63)
-            for word in range(fits.shape[1]):
-                low = free[source + word] >> shift
+            origins = shapes.origins[shape, word]
+            for triangle in range(MAX_SHAPE_SIZE):
+                source = word + (shapes.offsets[shape, triangle] >> 6)
+                shift = np.uint64(shapes.offsets[shape, triangle] & 63)
                 # Two shifts, for a shift by 64 is undefined.
-                high = (free[source + word + 1] << (_WORD_TOP - shift)) << _ONE
-                fits[slot, word] &= low | high
-        for word in range(fits.shape[1]):
-            found |= fits[slot, word]
-    return found != _NONE
+                origins &= (free[source] >> shift) | ((free[source + 1] << (_WORD_TOP - shift)) << _ONE)
+            fits[slot, word] = origins
+            found |= origins
+        if one_is_enough and found != _NONE:
+            return True
+    return False
 
 
 @njit
@@ -118,11 +128,11 @@ def _is_legal(shapes: ShapeTables, position: NDArray[np.uint64], num_slots: int,
     shape = shape_in_slot(position[words], slot)
     if shape == NO_SHAPE or (shapes.origins[shape, origin >> 6] & single_bit(origin)) == _NONE:
         return False
-    for triangle in range(shapes.sizes[shape]):
+    taken = _NONE
+    for triangle in range(MAX_SHAPE_SIZE):
         cell = origin + shapes.offsets[shape, triangle]
-        if (position[cell >> 6] & single_bit(cell)) != _NONE:
-            return False
-    return True
+        taken |= position[cell >> 6] & single_bit(cell)
+    return taken == _NONE
 
 
 @njit
@@ -161,7 +171,7 @@ def _occupy(
     words: int = placed.shape[0]
     shape = shape_in_slot(position[words], slot)
     placed[:] = _NONE
-    for triangle in range(shapes.sizes[shape]):
+    for triangle in range(MAX_SHAPE_SIZE):
         cell = origin + shapes.offsets[shape, triangle]
         placed[cell >> 6] |= single_bit(cell)
     for word in range(words):
@@ -212,7 +222,9 @@ def apply(
             position[words + 1] |= CHANCE_PENDING
         else:
             _free_cells(board.live, position, free)
-            reward += _live_or_end(rewards, position, words, _fit_slots(board.shapes, free, position[words], fits))
+            reward += _live_or_end(
+                rewards, position, words, _fit_slots(board.shapes, free, position[words], True, fits)
+            )
         paid[row] = reward
     return after, paid
 
@@ -251,7 +263,8 @@ def resolve(
             position[words] = _set_slot(position[words], slot, int(board.shapes.of_template[template]))
         position[words + 1] &= ~CHANCE_PENDING
         _free_cells(board.live, position, free)
-        paid[row] = _live_or_end(rewards, position, words, _fit_slots(board.shapes, free, position[words], fits))
+        lives = _fit_slots(board.shapes, free, position[words], True, fits)
+        paid[row] = _live_or_end(rewards, position, words, lives)
     return after, paid, -1
 
 
@@ -275,7 +288,7 @@ def legal_action_mask(board: BoardTables, states: NDArray[np.uint64], distinct: 
         if (states[row, words + 1] & _STOPPED) != _NONE:
             continue
         _free_cells(board.live, states[row], free)
-        _fit_slots(board.shapes, free, slots, fits)
+        _fit_slots(board.shapes, free, slots, False, fits)
         for slot in range(board.num_slots):
             if distinct and _repeats_earlier_slot(slots, slot):
                 continue
@@ -342,7 +355,7 @@ def decode(board: BoardTables, observations: NDArray[np.uint8]) -> tuple[NDArray
         _free_cells(board.live, position, free)
         if position[words] == EMPTY_SLOTS:
             position[words + 1] = CHANCE_PENDING
-        elif not _fit_slots(board.shapes, free, position[words], fits):
+        elif not _fit_slots(board.shapes, free, position[words], True, fits):
             position[words + 1] = OVER
     return states, -1
 
@@ -363,7 +376,7 @@ def encode(board: BoardTables, observations: NDArray[np.uint8]) -> tuple[NDArray
         if not _read_observation(board.live, shapes, slots, cells, observations[row], position):
             return encoded, row
         _free_cells(board.live, position, free)
-        _fit_slots(board.shapes, free, position[words], fits)
+        _fit_slots(board.shapes, free, position[words], False, fits)
         _fill_lines(board.lines, free, missing, fill)
         _mark(position[:words], encoded[row])
         _encode_board(board.live_planes, board.lines.of_cell, fill, encoded[row, cells : 6 * cells])
