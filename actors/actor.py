@@ -18,6 +18,7 @@ from actors.tuning import Tuning, tune
 from actors.weights_client import WeightsClient
 from replay_server.client import ReplayClient, create_table_when_reachable, registered_process
 from replay_server.credentials import Credentials
+from replay_server.trajectory_buffer import TrajectoryInlet
 from zero.config import ExperimentConfig
 from zero.games.game import Game
 from zero.games.registry import make_game
@@ -86,7 +87,7 @@ class ActorLoop:
         self_play: SelfPlay,
         searches: SearchFactory,
         weights_client: WeightsClient,
-        collector: DataCollector,
+        collector: DataCollector[Trajectory],
         metrics: ActorMetrics,
     ) -> None:
         self._self_play = self_play
@@ -161,6 +162,6 @@ def run_actor(config: ExperimentConfig, settings: ActorSettings, stop: Event) ->
                 client, "actor", actor_id, metrics.registry, settings.metrics_host, settings.metrics_port
             ),
             closing(WeightsClient(client)) as weights_client,
-            closing(DataCollector(client, TABLE_NAME, MAX_INSERTS_IN_FLIGHT, stop)) as collector,
+            DataCollector(TrajectoryInlet(client, TABLE_NAME, MAX_INSERTS_IN_FLIGHT, stop)) as collector,
         ):
             ActorLoop(self_play, searches, weights_client, collector, metrics).run(stop)

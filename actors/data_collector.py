@@ -1,62 +1,105 @@
-"""Sends trajectories to the replay server, a bounded number of inserts in flight."""
+"""Collects samples, or whole trajectories, in the process that makes them: stamps each and hands it on."""
 
-from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
-from threading import Event
+import time
+from collections.abc import Callable, Iterator, Mapping
+from types import TracebackType
+from typing import Any, Generic, Self, TypeVar
 
-from replay_server.client import ReplayClient, ReplayTimeout
-from zero.trajectories import Trajectory
+from replay_server.data_queue import QueueCounts
+from replay_server.inlets import Inlet, InletsDict, InletSource
 
-REQUEST_SECONDS = 5.0
-"""One insert waits this long for the rate limiter or the store; then it is sent again, under the same id."""
+T = TypeVar("T")
 
 
-class DataCollector:
-    """Inserts beside the playing thread; when the bound is reached, collecting waits, so memory cannot grow.
-
-    An insert is repeated until it is acknowledged, which is safe because trajectories carry their idempotency key.
+class DataCollector(Generic[T]):
+    """One producer's end of a buffer, for any number of threads; leaving it as a context releases it.
 
     Args:
-        client: of the replay server.
-        table: the table's name.
-        max_in_flight: inserts that may be unacknowledged.
-        stop: once it is set, unacknowledged inserts are given up at their next time-out.
+        inlet: where samples go: `DataUser.open_inlet()` of this process, or that of a buffer on a server.
+        clock: gives the time at which a sample is collected, in seconds.
     """
 
-    def __init__(self, client: ReplayClient, table: str, max_in_flight: int, stop: Event) -> None:
-        self._client = client
-        self._table = table
-        self._max_in_flight = max_in_flight
-        self._stop = stop
-        self._executor = ThreadPoolExecutor(max_in_flight, thread_name_prefix="data-collector")
-        self._in_flight: deque[Future[None]] = deque()
+    def __init__(self, inlet: Inlet[T], *, clock: Callable[[], float] = time.time) -> None:
+        self._inlet = inlet
+        self._clock = clock
 
-    def collect(self, trajectory: Trajectory) -> None:
-        """Send a trajectory; waits while the bound is reached.
+    def collect(self, data: T) -> None:
+        """Take a sample by value; samples of one thread keep their order.
+
+        Returns at once, unless a full queue blocks.
 
         Raises:
-            ReplayError: the server refused an earlier trajectory.
+            FieldMismatch: its fields are not those of the buffer; nothing else is lost.
+            QueueFullError: the queue is full and rejects, or has blocked for too long.
+            QueueClosedError: the collector was released, or another producer has taken its name over.
         """
-        while self._in_flight and (self._in_flight[0].done() or len(self._in_flight) >= self._max_in_flight):
-            self._in_flight.popleft().result()
-        self._in_flight.append(self._executor.submit(self._insert, trajectory))
+        self._inlet.put(data, self._clock())
+
+    def counts(self) -> QueueCounts:
+        """What became of samples so far."""
+        return self._inlet.counts()
 
     def close(self) -> None:
-        """Wait for what is in flight.
+        """Release the name; what was collected still arrives."""
+        self._inlet.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class DataCollectorsDict(Mapping[str, DataCollector[Any]]):
+    """Collectors by name; the mapping shows those that were acquired here.
+
+    Args:
+        sources: where samples go, by name: the `data_collectors_dict` of a DataUsersDict, or buffers on a server.
+        clock: of the collectors.
+    """
+
+    def __init__(
+        self, sources: InletsDict | Mapping[str, InletSource], *, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._inlets = sources if isinstance(sources, InletsDict) else InletsDict(sources)
+        self._clock = clock
+        self._collectors: dict[str, DataCollector[Any]] = {}
+
+    def acquire(self, name: str, *, exclusive: bool = True) -> DataCollector[Any]:
+        """The collector of a name, for one producer.
+
+        Args:
+            name: of the buffer.
+            exclusive: False to let others who say so, too, collect under the same name.
 
         Raises:
-            ReplayError: the server refused a trajectory.
+            KeyError: no such name, or it is already acquired.
         """
-        self._executor.shutdown(wait=True)
-        while self._in_flight:
-            self._in_flight.popleft().result()
+        collector = DataCollector[Any](self._inlets.acquire(name, exclusive=exclusive), clock=self._clock)
+        self._collectors[name] = collector
+        return collector
 
-    def _insert(self, trajectory: Trajectory) -> None:
-        while True:
-            try:
-                self._client.insert(self._table, [trajectory], timeout=REQUEST_SECONDS)
-            except ReplayTimeout:
-                if self._stop.is_set():
-                    return
-            else:
-                return
+    def release(self, name: str) -> None:
+        """Let others acquire a name; its collectors take nothing more.
+
+        Raises:
+            KeyError: it is not acquired.
+        """
+        self._inlets.release(name)
+        self._collectors.pop(name, None)
+
+    def close(self) -> None:
+        """Release all."""
+        for name in list(self._collectors):
+            self.release(name)
+
+    def __getitem__(self, name: str) -> DataCollector[Any]:
+        return self._collectors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._collectors)
+
+    def __len__(self) -> int:
+        return len(self._collectors)

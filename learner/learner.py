@@ -14,20 +14,21 @@ from torch import Tensor
 
 from learner.calibration import value_calibration
 from learner.checkpoint import Checkpoint, CheckpointStore
-from learner.data_user import DataUser, DataUserClosedError
+from learner.data_user import DataUser
 from learner.losses import Loss, TrainingBatch, compute_loss, importance_weights
 from learner.metrics import LearnerMetrics
 from learner.targets import td_lambda_targets
 from learner.weights_publisher import WeightsPublisher
 from replay_server.client import ReplayClient, create_table_when_reachable, registered_process
 from replay_server.credentials import Credentials
+from replay_server.trajectory_buffer import BufferClosedError, TrajectoryBuffer
 from zero.config import ExperimentConfig, LearnerConfig
 from zero.games.game import Game
 from zero.games.registry import make_game
 from zero.networks.residual import NetworkOutput, ResidualNetwork, make_network
 from zero.networks.weights import load_weights, weights_to_bytes
 from zero.self_play_table import TABLE_NAME, self_play_table
-from zero.trajectories import PriorityUpdates, SequenceBatch
+from zero.trajectories import PriorityUpdates, SampleSpec, SequenceBatch
 
 logger = logging.getLogger(__name__)
 
@@ -174,7 +175,7 @@ class LearnerLoop:
         self,
         config: ExperimentConfig,
         learner: Learner,
-        data_user: DataUser,
+        data_user: DataUser[SequenceBatch],
         publisher: WeightsPublisher,
         store: CheckpointStore,
         metrics: LearnerMetrics,
@@ -201,7 +202,7 @@ class LearnerLoop:
                 if time.monotonic() - saved_at > self._config.learner.checkpoint_interval_seconds:
                     self._save()
                     saved_at = time.monotonic()
-        except DataUserClosedError:
+        except BufferClosedError:
             pass
         finally:
             # Whatever ended it: the weights are those of a complete step.
@@ -283,14 +284,13 @@ def run_learner(config: ExperimentConfig, settings: LearnerSettings, stop: Event
             ),
             closing(WeightsPublisher(client)) as publisher,
             closing(
-                DataUser(
+                TrajectoryBuffer(
                     client,
                     TABLE_NAME,
-                    learner_config.batch_size,
-                    learner.windows(),
-                    learner_config.prefetch_batches,
-                    stop,
+                    SampleSpec(learner_config.batch_size, learner.windows()),
+                    prefetch=learner_config.prefetch_batches,
+                    stop=stop,
                 )
-            ) as data_user,
+            ) as batches,
         ):
-            LearnerLoop(config, learner, data_user, publisher, store, metrics, settings.max_steps).run(stop)
+            LearnerLoop(config, learner, DataUser(batches), publisher, store, metrics, settings.max_steps).run(stop)

@@ -19,19 +19,20 @@ from actors.data_collector import DataCollector
 from actors.evaluator import EvaluatorSettings, run_evaluator
 from actors.weights_client import WeightsClient
 from learner.checkpoint import CheckpointStore
-from learner.data_user import DataUser, DataUserClosedError
+from learner.data_user import DataUser
 from learner.learner import Learner, LearnerLoop, LearnerSettings, run_learner
 from learner.metrics import LearnerMetrics
 from learner.weights_publisher import WeightsPublisher
 from replay_server.client import ReplayClient, ReplayError
 from replay_server.server import ReplayServer, ReplayServerSettings
+from replay_server.trajectory_buffer import BufferClosedError, TrajectoryBuffer, TrajectoryInlet
 from tests.roles import running, wait_until
 from zero.config import NetworkConfig, parse_config
 from zero.games.registry import make_game
 from zero.networks.residual import make_network
 from zero.networks.weights import weights_to_bytes
 from zero.self_play_table import TABLE_NAME, self_play_table
-from zero.trajectories import PriorityUpdates, SequenceBatch, Trajectory
+from zero.trajectories import PriorityUpdates, SampleSpec, SequenceBatch, Trajectory
 
 pytestmark = pytest.mark.slow
 
@@ -128,16 +129,16 @@ def test_every_role_serves_metrics_and_is_listed(tmp_path: Path) -> None:
     assert found["replay_server"] >= {"zero_replay_inserted_steps"}
 
 
-class NotingDataUser(DataUser):
+class NotingBuffer(TrajectoryBuffer):
     """Keeps what it handed over, and ends the role with it."""
 
     def __init__(self, client: ReplayClient, windows: dict[str, int], stop: Event) -> None:
-        super().__init__(client, TABLE_NAME, 64, windows, prefetch=1, stop=stop)
+        super().__init__(client, TABLE_NAME, SampleSpec(64, windows), prefetch=1, stop=stop)
         self._ended = stop
         self.batches: list[SequenceBatch] = []
 
     def get_data(self) -> SequenceBatch:
-        """See DataUser."""
+        """See TrajectoryBuffer."""
         self.batches.append(super().get_data())
         self._ended.set()
         return self.batches[-1]
@@ -162,9 +163,9 @@ def test_the_health_of_learning_is_shown_as_it_is(address: str, client: ReplayCl
         closing(WeightsPublisher(client)) as publisher,
     ):
         wait_until(lambda: client.server_info().tables[TABLE_NAME].inserted_steps >= 200)
-        with closing(NotingDataUser(client, learner.windows(), stop)) as user:
-            LearnerLoop(config, learner, user, publisher, store, metrics).run(stop)
-    batch = user.batches[0]
+        with closing(NotingBuffer(client, learner.windows(), stop)) as buffer:
+            LearnerLoop(config, learner, DataUser(buffer), publisher, store, metrics).run(stop)
+    batch = buffer.batches[0]
     value = metrics.registry.get_sample_value
     assert value("zero_learner_staleness_versions") == pytest.approx(3 - batch.weights_versions.mean())
     assert value("zero_learner_staleness_versions") > 0.5
@@ -232,30 +233,31 @@ def test_data_user_carries_priorities_back(client: ReplayClient) -> None:
     config = CONFIG.model_copy(update={"replay": CONFIG.replay.model_copy(update={"samples_per_insert": 0.0})})
     client.create_table(self_play_table(config, make_game("tic_tac_toe", {})))
     client.insert(TABLE_NAME, [trajectory(number) for number in range(30)])
-    user = DataUser(client, TABLE_NAME, 64, {"action": 1}, prefetch=2, stop=Event())
+    buffer = TrajectoryBuffer(client, TABLE_NAME, SampleSpec(64, {"action": 1}), prefetch=2, stop=Event())
+    user = DataUser(buffer)
     batch = user.get_data()
     favourite = batch.keys[0]
     user.update_priorities(PriorityUpdates(batch.keys, np.zeros(64, np.float32)))
     user.update_priorities(PriorityUpdates(favourite[None], np.array([1e9], np.float32)))
     wait_until(lambda: float((user.get_data().keys == favourite).mean()) > 0.9)
-    user.close()
+    buffer.close()
 
 
 def test_data_user_ends_when_the_role_stops(client: ReplayClient) -> None:
     """A learner that waits for data which never comes can still be stopped."""
     client.create_table(self_play_table(CONFIG, make_game("tic_tac_toe", {})))
     stop = Event()
-    user = DataUser(client, TABLE_NAME, 8, {"action": 1}, prefetch=2, stop=stop)
+    buffer = TrajectoryBuffer(client, TABLE_NAME, SampleSpec(8, {"action": 1}), prefetch=2, stop=stop)
     Timer(0.1, stop.set).start()
-    with pytest.raises(DataUserClosedError):
-        user.get_data()
-    user.close()
+    with pytest.raises(BufferClosedError):
+        DataUser(buffer).get_data()
+    buffer.close()
 
 
 def test_data_collector_hands_over_what_the_server_refused(client: ReplayClient) -> None:
     """A trajectory of another signature is an error of the actor, not lost in silence; good ones are all stored."""
     client.create_table(self_play_table(CONFIG, make_game("tic_tac_toe", {})))
-    collector = DataCollector(client, TABLE_NAME, max_in_flight=2, stop=Event())
+    collector = DataCollector(TrajectoryInlet(client, TABLE_NAME, max_in_flight=2, stop=Event()))
     for number in range(5):
         collector.collect(trajectory(number))
     broken = trajectory(6)

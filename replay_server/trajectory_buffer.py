@@ -1,0 +1,161 @@
+"""A table of whole trajectories as a buffer: collected one by one, given out as batches of sequences."""
+
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from threading import Event
+
+import numpy as np
+
+from replay_server.answers import ReplayError, ReplayTimeout
+from replay_server.client import ReplayClient
+from replay_server.data_buffer import FedBuffer
+from replay_server.data_queue import QueueCounts
+from zero.trajectories import PriorityUpdates, SampleSpec, SequenceBatch, Trajectory
+
+INSERT_SECONDS = 5.0
+"""One insert waits this long for the rate limiter or the store; then it is sent again, under the same id."""
+
+SAMPLE_SECONDS = 2.0
+"""So long a batch is waited for before looking whether to stop."""
+
+
+class BufferClosedError(RuntimeError):
+    """There will be no further batch: the role stops or the buffer was closed."""
+
+
+class TrajectoryInlet:
+    """Inserts beside the playing thread; when the bound is reached, collecting waits, so memory cannot grow.
+
+    An insert is repeated until it is acknowledged, which is safe because trajectories carry their idempotency key. For
+    one thread.
+
+    Args:
+        client: of the replay server.
+        table: the table's name.
+        max_in_flight: inserts that may be unacknowledged.
+        stop: once it is set, unacknowledged inserts are given up at their next time-out.
+    """
+
+    def __init__(self, client: ReplayClient, table: str, max_in_flight: int, stop: Event) -> None:
+        self._client = client
+        self._table = table
+        self._max_in_flight = max_in_flight
+        self._stop = stop
+        self._executor = ThreadPoolExecutor(max_in_flight, thread_name_prefix="data-collector")
+        self._in_flight: deque[Future[None]] = deque()
+        self._collected = 0
+
+    def put(self, data: Trajectory, time: float) -> None:  # noqa: ARG002 -- the server notes when it is stored
+        """Send a trajectory; waits while the bound is reached.
+
+        Raises:
+            ReplayError: the server refused an earlier trajectory.
+        """
+        while self._in_flight and (self._in_flight[0].done() or len(self._in_flight) >= self._max_in_flight):
+            self._in_flight.popleft().result()
+        self._in_flight.append(self._executor.submit(self._insert, data))
+        self._collected += 1
+
+    def counts(self) -> QueueCounts:
+        """Those that wait are in flight; none is dropped."""
+        return QueueCounts(self._collected, 0, sum(not future.done() for future in self._in_flight))
+
+    def close(self) -> None:
+        """Wait for what is in flight.
+
+        Raises:
+            ReplayError: the server refused a trajectory.
+        """
+        self._executor.shutdown(wait=True)
+        while self._in_flight:
+            self._in_flight.popleft().result()
+
+    def _insert(self, trajectory: Trajectory) -> None:
+        while True:
+            try:
+                self._client.insert(self._table, [trajectory], timeout=INSERT_SECONDS)
+            except ReplayTimeout:
+                if self._stop.is_set():
+                    return
+            else:
+                return
+
+
+class TrajectoryBuffer(FedBuffer[Trajectory, SequenceBatch]):
+    """Gives out batches, a fixed number of which are drawn ahead.
+
+    Few, so that priorities stay fresh: what is in flight was drawn before the newest updates.
+    """
+
+    def __init__(
+        self, client: ReplayClient, table: str, spec: SampleSpec, *, prefetch: int, stop: Event, max_in_flight: int = 8
+    ) -> None:
+        """Of a table that exists.
+
+        Args:
+            client: of the replay server.
+            table: the table's name.
+            spec: what a batch is to hold.
+            prefetch: sample requests in flight.
+            stop: no further batch once it is set.
+            max_in_flight: inserts of one collector that may be unacknowledged.
+        """
+        super().__init__(max_in_flight)
+        self._client = client
+        self._table = table
+        self._stop = stop
+        self._in_flight = max_in_flight
+        self._closed = False
+        self._batches = client.sample_stream(table, spec, in_flight=prefetch, timeout=SAMPLE_SECONDS)
+
+    def open_inlet(self, *, exclusive: bool = True) -> TrajectoryInlet:  # noqa: ARG002 -- trajectories have ids
+        """For one thread of an actor; trajectories of any number of actors go into one table."""
+        return TrajectoryInlet(self._client, self._table, self._in_flight, self._stop)
+
+    def pull(self) -> Sequence[float]:
+        """Nothing: the table itself takes in what comes."""
+        return ()
+
+    def add(self, data: Trajectory) -> None:
+        """Insert a trajectory; returns when it is as durable as the table promises.
+
+        Raises:
+            ReplayError: the server refused it.
+        """
+        self._client.insert(self._table, [data])
+
+    def __len__(self) -> int:
+        return self._client.server_info().tables[self._table].num_items
+
+    def get_data(self) -> SequenceBatch:
+        """The next batch; waits as long as the rate limiter does.
+
+        Raises:
+            BufferClosedError: stopped or closed meanwhile.
+            ReplayError: the server refused the request.
+        """
+        while not (self._stop.is_set() or self._closed):
+            with suppress(ReplayTimeout):
+                return next(self._batches)
+        raise BufferClosedError("no further batches: stopped")
+
+    def sample(self, batch_size: int, sequence_length: int, rng: np.random.Generator) -> SequenceBatch:  # noqa: ARG002
+        """Draw sequences of all columns, by the server's own generator, as its selector draws.
+
+        Raises:
+            ReplayError: the server refused the request.
+        """
+        signature = self._client.server_info().tables[self._table].config.signature
+        return self._client.sample(self._table, batch_size, {spec.name: sequence_length for spec in signature})
+
+    def update_priorities(self, updates: PriorityUpdates) -> None:
+        """Send priorities with the next request for a batch."""
+        self._batches.update_priorities(updates.keys, updates.priorities)
+
+    def close(self) -> None:
+        """Stop drawing."""
+        self._closed = True
+        with suppress(ReplayError):  # the last priorities are not worth an end with an error
+            self._batches.close()
