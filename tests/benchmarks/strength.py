@@ -201,6 +201,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--games", type=int, default=256, help="evaluation seeds, games for one player only")
     parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE")
+    parser.add_argument("--simulations", type=int, default=32, help="per move in the evaluation; training has its own")
     options = parser.parse_args()
     torch.set_num_threads(1)
     for seed in options.seeds:
@@ -208,7 +209,10 @@ def main() -> None:
         game = make_game(config.game.name, config.game.options)
         training = Training(config, game)
         progress = training.run(options.seconds)
-        scores = measure(config, game, training.learner, options.games)
+        evaluated = parse_config(
+            "", [f"seed={seed}", *options.overrides, f"search.num_simulations={options.simulations}"]
+        )
+        scores = measure(evaluated, game, training.learner, options.games)
         print(json.dumps({"seed": seed, "overrides": options.overrides} | scores | asdict(progress)), flush=True)
 
 
