@@ -6,6 +6,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ZERO_FLAGS ?=
+# Tests start many processes, which load what one of them has compiled; container images often set this.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help train test check protos format stubs install venv-package clean
 
