@@ -353,7 +353,8 @@ def evaluate(  # noqa: PLR0913, PLR0917 - one parameter per option, as typer wan
     `zero evaluate --replay-address 127.0.0.1:8470`
     """
     if run is not None:
-        from deploy.evaluate import Measurement, WhichWeights, evaluate_run  # noqa: PLC0415 - imports torch
+        from deploy.evaluate import Measurement, evaluate_run  # noqa: PLC0415 - imports torch
+        from deploy.run_weights import WhichWeights  # noqa: PLC0415
 
         _refuse_beside(
             "--run: a run is measured by the config it has", {"--experiment": _is_given(context, "experiment")}

@@ -2,23 +2,19 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
-from typing import NamedTuple
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from actors.best_weights import BestWeightsError, read_best
 from actors.contests import POLICY, SEARCH, Contest, Evaluation, EvaluationReport
 from actors.evaluation import EvaluationScore
 from actors.evaluator import evaluate_weights
 from deploy.errors import BAD_INPUT, DeployError
 from deploy.roles import check_experiment
 from deploy.run_folder import RunFolder
-from learner.checkpoint import CheckpointError, CheckpointStore
-from zero.config import ExperimentConfig
+from deploy.run_weights import WhichWeights, read_weights
 from zero.games.game import GameError
 
 DESCRIPTIONS = {
@@ -33,13 +29,6 @@ DESCRIPTIONS = {
     SEARCH: "the network with search, no noise",
 }
 """Of the players by name, or by what stands before the number in it."""
-
-
-class WhichWeights(StrEnum):
-    """Weights that a run keeps."""
-
-    LATEST = "latest"
-    BEST = "best"
 
 
 @dataclass(frozen=True)
@@ -79,7 +68,7 @@ def evaluate_run(
     folder = RunFolder(run_dir.absolute())
     config = folder.config(overrides)
     check_experiment(config)
-    found = _weights(folder, config, measurement.weights)
+    found = read_weights(folder, config, measurement.weights)
     try:
         evaluation = Evaluation(config, measurement.num_games, measurement.baselines, measurement.simulations)
     except GameError as error:
@@ -96,29 +85,6 @@ def evaluate_run(
     else:
         console.print(_scores_table(report))
     return report.scores
-
-
-class _Weights(NamedTuple):
-    """A safetensors file and the optimizer updates that made it."""
-
-    payload: bytes
-    training_step: int
-
-
-def _weights(folder: RunFolder, config: ExperimentConfig, which: WhichWeights) -> _Weights:
-    try:
-        if which is WhichWeights.BEST:
-            best = read_best(folder.best, config)
-            if best is None:
-                raise DeployError(f"{folder.path} holds no best weights: no evaluator has measured any yet", BAD_INPUT)
-            manifest, payload = best
-            return _Weights(payload, manifest.training_step)
-        checkpoint = CheckpointStore(folder.checkpoints).newest(config)
-    except (BestWeightsError, CheckpointError) as error:
-        raise DeployError(str(error), BAD_INPUT) from error
-    if checkpoint is None:
-        raise DeployError(f"{folder.path} holds no checkpoint yet; train it first", BAD_INPUT)
-    return _Weights(checkpoint.model, checkpoint.training_step)
 
 
 def _measure(evaluation: Evaluation, payload: bytes, num_games: int, console: Console) -> EvaluationReport:

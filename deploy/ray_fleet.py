@@ -3,10 +3,8 @@
 import faulthandler
 import logging
 import os
-import secrets
 import shutil
 import socket
-import tempfile
 import threading
 import time
 from collections.abc import Sequence
@@ -22,22 +20,17 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from deploy.errors import BAD_INPUT, DeployError
 from deploy.game_files import pack_game, unpack_game
+from deploy.private_ray import set_ray_environment, start_private_ray
 from deploy.roles import Addresses, Assignment, Role, run_role
 from deploy.run_folder import RunFolder
 from zero.config import ExperimentConfig
 
 logger = logging.getLogger(__name__)
 
-OBJECT_STORE_BYTES = 80 * 2**20
-"""Ray's smallest object store: the data of a run go over gRPC, never through Ray."""
 HOST_THREADS = 4
 """One for the role itself, the others answer while it runs."""
 EVALUATOR_NICENESS = 5
 """Measuring gives way to playing and learning where they share cores."""
-RAY_ENVIRONMENT = {
-    "RAY_USAGE_STATS_ENABLED": "0",  # else Ray reports its use over the network
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-}
 CONNECT_SECONDS = 5.0
 PARENT_POLL_SECONDS = 1.0
 ORPHAN_GRACE_SECONDS = 10.0
@@ -170,11 +163,10 @@ class RayFleet:
         self._is_local = ray_address is None
         self._temp_dir: Path | None = None
         self._running: list[RunningRole] = []
-        for name, value in RAY_ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
+        set_ray_environment()
         if ray_address is None:
             self.num_actors = num_actors or max(1, len(os.sched_getaffinity(0)) - 1)
-            self._start_ray(self.num_actors)
+            self._temp_dir = start_private_ray(num_cpus=self.num_actors + 1)  # one for the learner and each actor
         else:
             _join_ray(ray_address)
             self.num_actors = num_actors or max(1, int(ray.cluster_resources().get("CPU", 0)) - 1)
@@ -241,22 +233,6 @@ class RayFleet:
         ray.shutdown()
         if self._temp_dir is not None:
             shutil.rmtree(self._temp_dir, ignore_errors=True)
-
-    def _start_ray(self, num_actors: int) -> None:
-        # Ray lets in who has a token; one for this run alone spares it writing one into the home folder.
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-        # Ray keeps unix sockets below it, whose paths must be shorter than 108 bytes: so not below a long TMPDIR.
-        self._temp_dir = Path(tempfile.mkdtemp(prefix="zero-ray-", dir="/tmp"))
-        ray.init(
-            address="local",  # even where RAY_ADDRESS names a cluster
-            # Logical: one for the learner and each actor; the operating system shares out the real ones.
-            num_cpus=num_actors + 1,
-            object_store_memory=OBJECT_STORE_BYTES,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            _temp_dir=str(self._temp_dir),
-        )
 
     def _options(self, role: Role) -> dict[str, Any]:
         options: dict[str, Any] = {

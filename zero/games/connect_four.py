@@ -107,11 +107,11 @@ class ConnectFour(Game):
         return "\n".join([*rows, "0123456"])
 
     def render_svg(self, states: States, index: int = 0) -> str:
-        """The board with a disc per cell, as an SVG document."""
+        """The board with a disc per cell, as an SVG document; each is a target that stands for its column."""
         middle = _CELL_SIDE // 2
         discs = "".join(
             f'<circle cx="{_CELL_SIDE * column + middle}" cy="{_CELL_SIDE * row + middle}" r="{middle - 4}" '
-            f'fill="{_COLOURS[mark]}"/>'
+            f'fill="{_COLOURS[mark]}" data-target="{column}"/>'
             for row, marks in enumerate(self._marks(states, index))
             for column, mark in enumerate(marks)
         )

@@ -131,7 +131,12 @@ class Game(ABC):
         """Position `index` of the batch as text."""
 
     def render_svg(self, states: States, index: int = 0) -> str:
-        """Position `index` of the batch as an SVG document; unless a game draws one, its text."""
+        """Position `index` of the batch as an SVG document; unless a game draws one, its text.
+
+        Elements that can be clicked to play have `data-target="N"`, for action N. Where something must be chosen first,
+        it has `data-piece="M"`, and the action is M + N; its `data-covers` are the targets that it will fill, as
+        differences to N. A picture without targets is not played on.
+        """
         lines = self.render_ascii(states, index).splitlines()
         width = 10 * max([1, *(len(line) for line in lines)]) + 20
         rows = "".join(

@@ -16,6 +16,7 @@ _LINES = ((0, 1, 2), (3, 4, 5), (6, 7, 8), (0, 3, 6), (1, 4, 7), (2, 5, 8), (0, 
 _LINE_MASKS = np.array([sum(1 << cell for cell in line) for line in _LINES], np.uint64)
 _CELL_BITS = _ONE << np.arange(_NUM_CELLS, dtype=np.uint64)
 _FREE, _FIRST, _SECOND = 0, 1, 2
+_CELL_SIDE = 80
 
 
 class TicTacToe(Game):
@@ -124,6 +125,18 @@ class TicTacToe(Game):
         marks = "".join(".XO"[int(mark)] for mark in self.observation(states[index : index + 1])[0])
         return "\n".join(marks[start : start + 3] for start in (0, 3, 6))
 
+    def render_svg(self, states: States, index: int = 0) -> str:
+        """The board with its crosses (player 0) and noughts (player 1), as an SVG document; a free cell is a target."""
+        cells = [
+            _cell_svg(_CELL_SIDE * (cell % 3), _CELL_SIDE * (cell // 3), cell, int(mark))
+            for cell, mark in enumerate(self.observation(states[index : index + 1])[0])
+        ]
+        side = 3 * _CELL_SIDE
+        return (
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {side} {side}" '
+            f'fill="none" stroke-width="8" stroke-linecap="round">{"".join(cells)}</svg>'
+        )
+
     def _checked(self, states: States) -> States:
         return as_rows("states", states, np.uint64, (2,))
 
@@ -137,3 +150,18 @@ class TicTacToe(Game):
 def _has_line(cells: NDArray[np.uint64]) -> NDArray[np.bool_]:
     """bool [B], whether the bits [B] hold a complete line."""
     return ((cells[:, None] & _LINE_MASKS) == _LINE_MASKS).any(axis=1)
+
+
+def _cell_svg(left: int, top: int, cell: int, mark: int) -> str:
+    target = f' data-target="{cell}"' if mark == _FREE else ""
+    tile = (
+        f'<rect x="{left + 3}" y="{top + 3}" width="{_CELL_SIDE - 6}" height="{_CELL_SIDE - 6}" rx="8" '
+        f'fill="#eceff4"{target}/>'
+    )
+    if mark == _FIRST:
+        arm = _CELL_SIDE - 44
+        return f'{tile}<path d="M{left + 22} {top + 22}l{arm} {arm}m0 -{arm}l-{arm} {arm}" stroke="#5e81ac"/>'
+    if mark == _SECOND:
+        middle = _CELL_SIDE // 2
+        return f'{tile}<circle cx="{left + middle}" cy="{top + middle}" r="20" stroke="#d08770"/>'
+    return tile

@@ -268,6 +268,7 @@ class Triangle(Game):
         slots = self.options.num_slots
         bits = np.unpackbits(observation[:-slots].astype(np.uint8), bitorder="little")
         return rendering.Picture(
+            columns=self.options.cols,
             ranges=self.options.playable_ranges,
             occupied=frozenset(divmod(int(cell), self.options.cols) for cell in np.flatnonzero(bits)),
             shapes=tuple(None if shape == NO_SHAPE else SHAPES[int(shape)] for shape in observation[-slots:]),

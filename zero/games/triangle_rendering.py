@@ -28,8 +28,9 @@ _EMPTY, _OCCUPIED, _OUTLINE = "#eceff4", "#4c566a", "#aab2c0"
 
 
 class Picture(NamedTuple):
-    """What is drawn: the playable columns of each row, the occupied cells, the shape in each slot, and a caption."""
+    """What is drawn: columns, the playable ones of each row, occupied cells, the shape in each slot, a caption."""
 
+    columns: int
     ranges: tuple[Range, ...]
     occupied: frozenset[Cell]
     shapes: tuple[Shape | None, ...]
@@ -50,13 +51,18 @@ def render_ascii(picture: Picture) -> str:
 def render_svg(picture: Picture) -> str:
     """Free cells light, occupied ones dark, every slot's shape in a colour of its own beside the board."""
     board = [
-        _triangle(_MARGIN, _MARGIN, cell, points_up(*cell), _OCCUPIED if cell in picture.occupied else _EMPTY)
+        _triangle(
+            (_MARGIN, _MARGIN),
+            cell,
+            points_up(*cell),
+            f'fill="{_OCCUPIED if cell in picture.occupied else _EMPTY}" data-target="{_number(picture, cell)}"',
+        )
         for cell in live_cells(picture.ranges)
     ]
     columns = max((end for _, end in picture.ranges), default=0)
     left = 2 * _MARGIN + (columns + 1) * _SIDE / 2
     slots = [
-        _slot(left, _MARGIN + slot * _SLOT_ROWS * _HEIGHT, shape, PALETTE[slot % len(PALETTE)])
+        _slot((left, _MARGIN + slot * _SLOT_ROWS * _HEIGHT), picture, slot, shape)
         for slot, shape in enumerate(picture.shapes)
         if shape is not None
     ]
@@ -93,18 +99,26 @@ def _offset_points_up(shape: Shape, offset: Cell) -> bool:
     return (sum(offset) % 2 == 0) == shape.up
 
 
-def _slot(left: float, top: float, shape: Shape, colour: tuple[int, int, int]) -> str:
+def _slot(corner: tuple[float, float], picture: Picture, slot: int, shape: Shape) -> str:
     first = min(column for _, column in shape.offsets)
-    fill = "#{:02x}{:02x}{:02x}".format(*colour)
+    fill = 'fill="#{:02x}{:02x}{:02x}"'.format(*PALETTE[slot % len(PALETTE)])
     triangles = [
-        _triangle(left, top, (row, column - first), _offset_points_up(shape, (row, column)), fill)
+        _triangle(corner, (row, column - first), _offset_points_up(shape, (row, column)), fill)
         for row, column in shape.offsets
     ]
-    return f'<g class="slot">{"".join(triangles)}</g>'
+    piece = slot * len(picture.ranges) * picture.columns
+    covers = " ".join(str(_number(picture, offset)) for offset in shape.offsets)
+    return f'<g class="slot" data-piece="{piece}" data-covers="{covers}">{"".join(triangles)}</g>'
 
 
-def _triangle(left: float, top: float, cell: Cell, up: bool, fill: str) -> str:
-    x, y = left + cell[1] * _SIDE / 2, top + cell[0] * _HEIGHT
+def _number(picture: Picture, cell: Cell) -> int:
+    """Of a cell, or the difference that an offset makes to it."""
+    return cell[0] * picture.columns + cell[1]
+
+
+def _triangle(corner: tuple[float, float], cell: Cell, up: bool, attributes: str) -> str:
+    """One triangle of a grid whose upper left corner is given, (x, y)."""
+    x, y = corner[0] + cell[1] * _SIDE / 2, corner[1] + cell[0] * _HEIGHT
     base, tip = (y + _HEIGHT, y) if up else (y, y + _HEIGHT)
     corners = ((x, base), (x + _SIDE, base), (x + _SIDE / 2, tip))
-    return f'<polygon points="{" ".join(f"{a:.1f},{b:.1f}" for a, b in corners)}" fill="{fill}"/>'
+    return f'<polygon points="{" ".join(f"{a:.1f},{b:.1f}" for a, b in corners)}" {attributes}/>'

@@ -1,5 +1,8 @@
 """Tic-tac-toe against its own rules, told over strings and exhausted."""
 
+from collections import Counter
+from xml.etree import ElementTree
+
 import numpy as np
 import pytest
 
@@ -69,6 +72,15 @@ def test_rendering():
     """Three rows of marks."""
     game = TicTacToe()
     assert game.render_ascii(to_states(game, [".........", "XO.....X."]), 1) == "XO.\n...\n.X."
+
+
+def test_svg_draws_marks_and_offers_free_cells():
+    """A cross per cell of player 0, a nought per cell of player 1, and every free cell is a target."""
+    game = TicTacToe()
+    root = ElementTree.fromstring(game.render_svg(to_states(game, [".........", "XO.....X."]), 1))
+    drawn = Counter(element.tag.rpartition("}")[2] for element in root)
+    assert drawn == {"rect": 9, "path": 2, "circle": 1}
+    assert [element.get("data-target") for element in root if element.get("data-target")] == list("234568")
 
 
 def test_impossible_observations_are_refused():

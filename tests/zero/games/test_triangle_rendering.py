@@ -5,6 +5,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
+from zero.games.game import Game
 from zero.games.tic_tac_toe import TicTacToe
 from zero.games.triangle import Triangle
 
@@ -46,8 +47,24 @@ def test_svg_draws_every_triangle_once():
     assert all(0 <= float(x) <= width and 0 <= float(y) <= height for x, y in points)
 
 
+def test_svg_can_be_played_on():
+    """The action is the number of the slot's piece plus that of the target, and the piece covers what it says."""
+    game = Triangle()
+    states = game.position([], [28, None, 14])
+    root = ElementTree.fromstring(game.render_svg(states))
+    targets = {int(polygon.get("data-target")) for polygon in root[0]}
+    pieces = {int(group.get("data-piece")): group.get("data-covers") for group in root[1:]}
+    legal = np.flatnonzero(game.legal_action_mask(states)[0])
+    piece, covers = list(pieces.items())[1]
+    target = next(action - piece for action in legal if action - piece in targets)
+    after = game.apply(states, np.array([piece + target])).states
+    bits = np.unpackbits(game.observation(after)[0, :-3], bitorder="little")
+    assert np.flatnonzero(bits).tolist() == [target + int(difference) for difference in covers.split()]
+    assert all(any(action - number in targets for number in pieces) for action in legal)
+
+
 def test_svg_of_any_game_is_its_text():
     """A game that draws nothing still gives a document with its rows."""
     game = TicTacToe()
-    root = ElementTree.fromstring(game.render_svg(game.initial(np.zeros((1, 0), np.int64))))
+    root = ElementTree.fromstring(Game.render_svg(game, game.initial(np.zeros((1, 0), np.int64))))
     assert [element.text for element in root] == ["...", "...", "..."]
