@@ -22,8 +22,9 @@ from replay_server.trajectory_buffer import TrajectoryInlet
 from zero.config import ExperimentConfig
 from zero.games.game import Game
 from zero.games.registry import make_game
-from zero.networks.inference import InferenceNetwork
-from zero.networks.residual import ResidualNetwork, make_network
+from zero.networks.inference import make_inference
+from zero.networks.make_network import make_network
+from zero.networks.residual import ResidualNetwork
 from zero.networks.weights import load_weights
 from zero.search.make_search import make_search
 from zero.search.tree_search import TreeSearch
@@ -75,7 +76,7 @@ class SearchFactory:
             WeightsMismatchError: the weights are of another network.
         """
         load_weights(self._network, payload)
-        network = InferenceNetwork(self._network, self._tuning.dtype)
+        network = make_inference(self._network, self._tuning.dtype)
         return make_search(self._game, network, self._config, self._tuning.games)
 
 

@@ -15,8 +15,8 @@ from actors.ratings import MatchResult, Rating, rate
 from zero.config import ExperimentConfig
 from zero.games.game import Game, GameError
 from zero.games.registry import make_game
-from zero.networks.inference import InferenceNetwork, fastest_dtype
-from zero.networks.residual import make_network
+from zero.networks.inference import fastest_dtype, make_inference
+from zero.networks.make_network import make_network
 from zero.networks.weights import load_weights
 from zero.search.make_search import make_search
 
@@ -174,7 +174,7 @@ class Evaluation:
         network = make_network(self._game, self._config.network, self._config.seed)
         load_weights(network, payload)
         width = batch_width(self._game, self._num_games)
-        inference = InferenceNetwork(network, fastest_dtype(network, width, time.perf_counter))
+        inference = make_inference(network, fastest_dtype(network, width, time.perf_counter))
         players: dict[str, Player] = {POLICY: PolicyPlayer(self._game, inference)}
         for name in self.network_names[1:]:
             search = make_search(self._game, inference, self._with_simulations(name), width)

@@ -8,7 +8,7 @@ import torch
 
 from zero.config import ExperimentConfig
 from zero.games.game import Game
-from zero.networks.inference import DTYPES, InferenceNetwork, fastest_dtype
+from zero.networks.inference import DTYPES, fastest_dtype, make_inference
 from zero.networks.residual import ResidualNetwork
 from zero.search.make_search import make_search
 
@@ -78,7 +78,7 @@ def _start_rate(
     clock: Clock,
 ) -> float:
     """Simulations per second of short searches of first positions; the faster one of two, after one to warm up."""
-    search = make_search(game, InferenceNetwork(network, dtype), config, games)
+    search = make_search(game, make_inference(network, dtype), config, games)
     states = game.initial(game.draw_chance(np.random.default_rng(0), games))
     seeds = np.arange(games, dtype=np.uint64)
     num_simulations = min(_SIMULATIONS, config.search.num_simulations)

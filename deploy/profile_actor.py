@@ -17,8 +17,8 @@ from actors.self_play import SelfPlay
 from actors.tuning import Tuning, tune
 from zero.config import ExperimentConfig
 from zero.games.registry import make_game
-from zero.networks.inference import InferenceNetwork
-from zero.networks.residual import make_network
+from zero.networks.inference import make_inference
+from zero.networks.make_network import make_network
 from zero.search.make_search import make_search
 from zero.search.tree_search import TreeSearch
 from zero.self_play_table import TABLE_NAME
@@ -136,8 +136,9 @@ def profile_actor(config: ExperimentConfig, seconds: float) -> ActorProfile:
     stopwatch = Stopwatch(time.perf_counter)
     watch(stopwatch, RULES, game, RULES_METHODS)
     watch(stopwatch, ENCODING, game, ENCODING_METHODS)
-    evaluate = stopwatch.timed(NETWORK, InferenceNetwork(network, tuning.dtype))
-    search = make_search(game, evaluate, config, tuning.games)
+    inference = make_inference(network, tuning.dtype)
+    watch(stopwatch, NETWORK, inference, inference.evaluations)
+    search = make_search(game, inference, config, tuning.games)
     watch(stopwatch, TREE, search, ("run",))
     seeds = np.random.SeedSequence(config.seed)
     self_play = SelfPlay(game, config.self_play, config.search.num_simulations, "actor-0", seeds, tuning.games)

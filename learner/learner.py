@@ -8,16 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from learner.batches import BatchMaker
 from learner.calibration import value_calibration
 from learner.checkpoint import Checkpoint, CheckpointStore
 from learner.data_user import DataUser
-from learner.losses import Loss, TrainingBatch, compute_loss, importance_weights
+from learner.losses import Loss, TrainingBatch, compute_loss
 from learner.metrics import LearnerMetrics
-from learner.targets import td_lambda_targets
 from learner.weights_publisher import WeightsPublisher
 from replay_server.client import ReplayClient, create_table_when_reachable, registered_process
 from replay_server.credentials import Credentials
@@ -25,7 +24,8 @@ from replay_server.trajectory_buffer import BufferClosedError, TrajectoryBuffer
 from zero.config import ExperimentConfig, LearnerConfig
 from zero.games.game import Game
 from zero.games.registry import make_game
-from zero.networks.residual import NetworkOutput, ResidualNetwork, make_network
+from zero.networks.make_network import make_network
+from zero.networks.residual import ResidualNetwork
 from zero.networks.weights import load_weights, weights_to_bytes
 from zero.self_play_table import TABLE_NAME, self_play_table
 from zero.trajectories import PriorityUpdates, SampleSpec, SequenceBatch
@@ -81,8 +81,7 @@ class Learner:
 
     def __init__(self, config: ExperimentConfig, game: Game, device: torch.device) -> None:
         self._config = config
-        self._game = game
-        self._device = device
+        self._batches = BatchMaker(config, game, device)
         self.network: ResidualNetwork = make_network(game, config.network, config.seed).to(device)
         self._optimizer = torch.optim.AdamW(
             self.network.parameters(), lr=config.learner.learning_rate, weight_decay=config.learner.weight_decay
@@ -91,35 +90,11 @@ class Learner:
 
     def windows(self) -> dict[str, int]:
         """Steps needed of every column."""
-        horizon = self._config.learner.td_steps + 1
-        return {"observation": 1, "search_policy": 1, "reward": horizon, "discount": horizon, "search_value": horizon}
+        return self._batches.windows()
 
     def prepare(self, batch: SequenceBatch) -> TrainingBatch:
         """Encode the drawn positions and compute their targets."""
-        learner = self._config.learner
-        columns = batch.columns
-        observations = columns["observation"][:, 0]
-        target_value = td_lambda_targets(
-            columns["reward"].astype(np.float32, copy=False),
-            columns["discount"].astype(np.float32) * np.float32(self._config.discount),
-            columns["search_value"].astype(np.float32, copy=False),
-            batch.lengths,
-            learner.td_lambda,
-        )
-        policy = columns["search_policy"][:, 0].astype(np.float32)
-        # Half precision rounds the stored policy, so its sum is 1 only to three digits. Zeros stay zeros: the policy of
-        # a move that was searched cheaply is not to be learned.
-        total = policy.sum(-1, keepdims=True)
-        policy /= np.where(total > 0, total, 1)
-        mask = self._game.search_action_mask(self._game.decode(observations))
-        weights = importance_weights(batch.probabilities, batch.table_size, learner.importance_sampling_exponent)
-        return TrainingBatch(
-            torch.from_numpy(self._game.encode(observations)).to(self._device),
-            torch.from_numpy(mask).to(self._device),
-            torch.from_numpy(policy).to(self._device),
-            torch.from_numpy(target_value).to(self._device),
-            torch.from_numpy(weights).to(self._device),
-        )
+        return self._batches.prepare(batch)
 
     def train(self, batch: TrainingBatch) -> tuple[Loss, Tensor]:
         """Make one optimizer update; returns the loss before it and the gradient's norm before clipping.
@@ -130,8 +105,8 @@ class Learner:
         config = self._config.learner
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate(config, self.training_step)
-        output: NetworkOutput = self.network(batch.encoded)
-        loss = compute_loss(output, batch, self.network.support, config.value_loss_weight)
+        output = self.network.unroll(batch.encoded, batch.actions, batch.chance_codes)
+        loss = compute_loss(output, batch, self.network.support, config, self._later_latents(batch))
         if not torch.isfinite(loss.total):
             raise FloatingPointError(f"the loss of training step {self.training_step} is {float(loss.total.detach())}")
         self._optimizer.zero_grad(set_to_none=True)
@@ -142,6 +117,12 @@ class Learner:
         self._optimizer.step()
         self.training_step += 1
         return loss, norm
+
+    @torch.no_grad()
+    def _later_latents(self, batch: TrainingBatch) -> Tensor | None:
+        """[B, K, ...], what the network makes of the positions that really followed; None if they are not asked for."""
+        later = batch.encoded_later
+        return None if later is None else self.network.trunk(later.flatten(0, 1)).unflatten(0, later.shape[:2])
 
     def checkpoint(self) -> Checkpoint:
         """Everything needed to go on from here."""
@@ -227,11 +208,15 @@ class LearnerLoop:
         metrics.policy_loss.set(float(loss.policy))
         metrics.value_loss.set(float(loss.value))
         metrics.target_entropy.set(float(loss.target_entropy))
-        metrics.target_value.set(float(training_batch.target_value.mean()))
+        target_value = training_batch.target_value[:, 0].cpu().numpy()
+        metrics.target_value.set(float(target_value.mean()))
         metrics.clamped_targets.set(float(loss.clamped_targets))
-        calibration = value_calibration(
-            loss.values.cpu().numpy(), training_batch.target_value.cpu().numpy(), batch.probabilities
-        )
+        metrics.unrolled_policy_loss.set(float(loss.unrolled_policy))
+        metrics.unrolled_value_loss.set(float(loss.unrolled_value))
+        metrics.reward_loss.set(float(loss.reward))
+        metrics.chance_loss.set(float(loss.chance))
+        metrics.consistency_loss.set(float(loss.consistency))
+        calibration = value_calibration(loss.values.cpu().numpy(), target_value, batch.probabilities)
         metrics.value_bias.set(calibration.bias)
         metrics.value_slope.set(calibration.slope)
         metrics.gradient_norm.set(float(norm))

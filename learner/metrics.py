@@ -25,6 +25,31 @@ class LearnerMetrics:
         self.value_loss = Gauge(
             "zero_learner_value_loss", "Cross-entropy of the categorical value, last batch.", registry=self.registry
         )
+        self.unrolled_policy_loss = Gauge(
+            "zero_learner_unrolled_policy_loss",
+            "KL divergence from search policy to policy after actions of a learned model, last batch.",
+            registry=self.registry,
+        )
+        self.unrolled_value_loss = Gauge(
+            "zero_learner_unrolled_value_loss",
+            "Cross-entropy of the categorical value after actions of a learned model, last batch.",
+            registry=self.registry,
+        )
+        self.reward_loss = Gauge(
+            "zero_learner_reward_loss",
+            "Cross-entropy of a learned model's categorical reward, last batch.",
+            registry=self.registry,
+        )
+        self.chance_loss = Gauge(
+            "zero_learner_chance_loss",
+            "Cross-entropy of a learned model's foresight of chance, last batch.",
+            registry=self.registry,
+        )
+        self.consistency_loss = Gauge(
+            "zero_learner_consistency_loss",
+            "1 less the cosine between foreseen and real states of a learned model, last batch.",
+            registry=self.registry,
+        )
         self.target_entropy = Gauge(
             "zero_learner_target_entropy",
             "Mean entropy of the policy targets in nats, last batch.",
@@ -35,7 +60,7 @@ class LearnerMetrics:
         )
         self.clamped_targets = Gauge(
             "zero_learner_clamped_targets_ratio",
-            "Share of the value targets beyond the support, which are learned as its end, last batch.",
+            "Share of the value and reward targets beyond the support, which are learned as its end, last batch.",
             registry=self.registry,
         )
         self.value_bias = Gauge(

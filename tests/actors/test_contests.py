@@ -14,7 +14,7 @@ from actors.players import Player
 from zero.config import ExperimentConfig, parse_config
 from zero.games.game import Game, GameError
 from zero.games.registry import make_game
-from zero.networks.residual import make_network
+from zero.networks.make_network import make_network
 from zero.networks.weights import weights_to_bytes
 
 SMALL = ["network.channels=4", "network.blocks=1", "search.num_simulations=4", "self_play.max_moves=50"]

@@ -13,7 +13,7 @@ from zero.config import NetworkConfig, SearchConfig
 from zero.games.game import Game, States
 from zero.games.registry import make_game
 from zero.networks.inference import InferenceNetwork
-from zero.networks.residual import make_network
+from zero.networks.make_network import make_network
 from zero.search.alphazero_model import AlphaZeroModel
 from zero.search.gumbel import GumbelSearch
 

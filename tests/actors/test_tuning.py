@@ -10,7 +10,7 @@ from actors.metrics import ActorMetrics
 from actors.tuning import GAMES, Tuning, tune
 from zero.config import ExperimentConfig
 from zero.games.registry import make_game
-from zero.networks.residual import make_network
+from zero.networks.make_network import make_network
 
 CONFIG = ExperimentConfig.model_validate({"game": {"name": "tic_tac_toe"}, "network": {"channels": 8, "blocks": 1}})
 GAME = make_game("tic_tac_toe", {})

@@ -23,7 +23,7 @@ from zero.games.game import Game, States
 from zero.games.random_play import random_legal_actions
 from zero.games.triangle import Triangle
 from zero.networks.inference import InferenceNetwork
-from zero.networks.residual import make_network
+from zero.networks.make_network import make_network
 from zero.search.alphazero_model import AlphaZeroModel
 from zero.search.gumbel import GumbelSearch
 from zero.search.model import RootOutput, SearchModel, StepOutput

@@ -11,6 +11,7 @@ import json
 import time
 from collections import deque
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ from replay_server.sum_tree import SumTree
 from zero.config import ExperimentConfig, parse_config
 from zero.games.game import Game
 from zero.games.registry import make_game
-from zero.networks.inference import InferenceNetwork
+from zero.networks.inference import make_inference
 from zero.search.make_search import make_search
 from zero.search.tree_search import TreeSearch
 from zero.self_play_table import self_play_signature
@@ -157,7 +158,7 @@ class Training:
         )
 
     def _build_search(self) -> TreeSearch:
-        network = InferenceNetwork(self.learner.network, self._tuning.dtype)
+        network = make_inference(self.learner.network, self._tuning.dtype)
         return make_search(self._game, network, self._config, self._tuning.games)
 
     def _play(self) -> None:
@@ -180,7 +181,7 @@ class Training:
 
 def measure(config: ExperimentConfig, game: Game, learner: Learner, num_games: int) -> dict[str, float]:
     """Scores on fixed seeds, of the search and of the policy alone, with their standard errors."""
-    network = InferenceNetwork(learner.network)
+    network = make_inference(learner.network)
     schedule = Schedule(num_games, config.evaluation.seed, config.self_play.max_moves)
     width = min(num_games, MAX_SLOTS)
     players = {
@@ -194,18 +195,24 @@ def measure(config: ExperimentConfig, game: Game, learner: Learner, num_games: i
     return scores
 
 
+def overrides(seed: int, options: argparse.Namespace) -> list[str]:
+    """Of the config, the seed's first."""
+    return [f"seed={seed}", *options.overrides]
+
+
 def main() -> None:
     """Print one line per seed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=240.0, help="of processor time, both sides together")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--games", type=int, default=256, help="evaluation seeds, games for one player only")
+    parser.add_argument("--experiment", type=Path, help="a TOML file; the defaults of the config without")
     parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE")
     parser.add_argument("--simulations", type=int, default=32, help="per move in the evaluation; training has its own")
     options = parser.parse_args()
     torch.set_num_threads(1)
     for seed in options.seeds:
-        config = parse_config("", [f"seed={seed}", *options.overrides])
+        config = parse_config(options.experiment.read_text() if options.experiment else "", overrides(seed, options))
         game = make_game(config.game.name, config.game.options)
         training = Training(config, game)
         progress = training.run(options.seconds)

@@ -21,7 +21,7 @@ from learner.checkpoint import Checkpoint, CheckpointStore
 from replay_server.ports import DEFAULT_METRICS_PORT
 from zero.config import parse_config
 from zero.games.registry import make_game
-from zero.networks.residual import make_network
+from zero.networks.make_network import make_network
 from zero.networks.weights import weights_to_bytes
 
 PROMETHEUS_CONFIG = Path(__file__).parents[2] / "deploy/prometheus/prometheus.yml"

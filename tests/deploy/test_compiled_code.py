@@ -10,7 +10,7 @@ from zero.config import ExperimentConfig
 from zero.games.registry import make_game
 from zero.networks import winograd
 from zero.networks.inference import InferenceNetwork
-from zero.networks.residual import make_network
+from zero.networks.make_network import make_network
 from zero.search import gumbel_kernels, kernels
 from zero.search.make_search import make_search
 

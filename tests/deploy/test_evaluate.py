@@ -13,7 +13,7 @@ from deploy.experiment_files import load_experiment
 from deploy.run_folder import open_or_create_run_folder
 from learner.checkpoint import Checkpoint, CheckpointStore
 from zero.games.registry import make_game
-from zero.networks.residual import make_network
+from zero.networks.make_network import make_network
 from zero.networks.weights import weights_to_bytes
 
 SMALL = ["network.channels=4", "network.blocks=1", "search.num_simulations=2", "search.max_num_considered_actions=2"]

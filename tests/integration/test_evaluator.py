@@ -17,7 +17,7 @@ from replay_server.server import ReplayServer, ReplayServerSettings
 from tests.roles import running, wait_until
 from zero.config import ExperimentConfig, parse_config
 from zero.games.registry import make_game
-from zero.networks.residual import make_network
+from zero.networks.make_network import make_network
 from zero.networks.weights import weights_to_bytes
 
 SMALL = [

@@ -29,7 +29,7 @@ from replay_server.trajectory_buffer import BufferClosedError, TrajectoryBuffer,
 from tests.roles import running, wait_until
 from zero.config import NetworkConfig, parse_config
 from zero.games.registry import make_game
-from zero.networks.residual import make_network
+from zero.networks.make_network import make_network
 from zero.networks.weights import weights_to_bytes
 from zero.self_play_table import TABLE_NAME, self_play_table
 from zero.trajectories import PriorityUpdates, SampleSpec, SequenceBatch, Trajectory

@@ -27,11 +27,15 @@ def training_batch(seed: int) -> TrainingBatch:
     generator = torch.Generator().manual_seed(seed)
     policy = torch.rand(16, game.num_actions, generator=generator)
     return TrainingBatch(
-        torch.rand(16, game.encoded_size, generator=generator),
-        torch.ones(16, game.num_actions, dtype=torch.bool),
-        policy / policy.sum(-1, keepdim=True),
-        torch.rand(16, generator=generator) * 2 - 1,
-        torch.ones(16),
+        encoded=torch.rand(16, game.encoded_size, generator=generator),
+        actions=torch.zeros(16, 0, dtype=torch.int64),
+        chance_codes=torch.zeros(16, 0, 0, dtype=torch.int64),
+        policy_mask=torch.ones(16, 1, game.num_actions, dtype=torch.bool),
+        target_policy=(policy / policy.sum(-1, keepdim=True))[:, None],
+        target_value=torch.rand(16, 1, generator=generator) * 2 - 1,
+        target_reward=torch.zeros(16, 0),
+        is_known=torch.ones(16, 1),
+        importance_weights=torch.ones(16),
     )
 
 

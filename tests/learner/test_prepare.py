@@ -42,16 +42,16 @@ def sequence_batch(batch_size: int = 4) -> SequenceBatch:
 def test_value_targets_use_the_discount_of_the_config() -> None:
     """Two rewards, discounted by a half, and the search value two steps on, by a quarter."""
     batch = Learner(CONFIG, GAME, torch.device("cpu")).prepare(sequence_batch())
-    assert batch.target_value.tolist() == [1 + 0.5 * 1 + 0.25 * 8] * 4
+    assert batch.target_value.tolist() == [[1 + 0.5 * 1 + 0.25 * 8]] * 4
 
 
 def test_policy_targets_are_distributions_over_what_the_search_considered() -> None:
     """Rounding is undone, and the mask is that of the search."""
     batch = Learner(CONFIG, GAME, torch.device("cpu")).prepare(sequence_batch())
-    assert torch.allclose(batch.target_policy.sum(-1), torch.ones(4), atol=1e-6)
+    assert torch.allclose(batch.target_policy.sum(-1), torch.ones(4, 1), atol=1e-6)
     states = GAME.initial(GAME.draw_chance(np.random.default_rng(0), 4))
-    assert np.array_equal(batch.legal_action_mask.numpy(), GAME.search_action_mask(states))
-    assert (batch.target_policy[~batch.legal_action_mask] == 0).all()
+    assert np.array_equal(batch.policy_mask[:, 0].numpy(), GAME.search_action_mask(states))
+    assert (batch.target_policy[~batch.policy_mask] == 0).all()
 
 
 def test_a_policy_of_zeros_is_not_learned() -> None:
@@ -61,9 +61,9 @@ def test_a_policy_of_zeros_is_not_learned() -> None:
     sequences.columns["search_policy"][:] = 0
     batch = learner.prepare(sequences)
     assert (batch.target_policy == 0).all()
-    output = learner.network(batch.encoded)
+    output = learner.network.unroll(batch.encoded, batch.actions, batch.chance_codes)
     output.policy_logits.retain_grad()
-    loss = compute_loss(output, batch, learner.network.support, 1.0)
+    loss = compute_loss(output, batch, learner.network.support, CONFIG.learner)
     loss.total.backward()
     assert float(loss.policy) == 0
     assert float(loss.value) > 0

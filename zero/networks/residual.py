@@ -1,4 +1,4 @@
-"""The default network: a small residual tower over planes, with pooled context and no normalisation layers."""
+"""A network for play by the rules: a small residual tower over planes, pooled context, no normalisation layers."""
 
 from typing import NamedTuple
 
@@ -12,6 +12,9 @@ from zero.config import NetworkConfig
 from zero.games.game import Game
 from zero.networks.value_support import ValueSupport
 
+SCALAR_PLANES = 8
+"""Planes that a categorical number is read from."""
+
 
 class NetworkOutput(NamedTuple):
     """Predictions for a batch.
@@ -23,6 +26,25 @@ class NetworkOutput(NamedTuple):
 
     policy_logits: Tensor
     value_logits: Tensor
+
+
+class Unrolled(NamedTuple):
+    """Predictions for drawn positions and for what follows K actions from each.
+
+    Attributes:
+        policy_logits: [B, K + 1, A], illegal actions not masked.
+        value_logits: [B, K + 1, support_size].
+        reward_logits: [B, K, support_size], of the rewards that the actions earn.
+        chance_logits: [B, K, number of codes + 1], of every part's codes after each action, then of whether chance
+            follows it at all; [B, K, 0] where the game names no codes.
+        latents: [B, K + 1, ...], what the predictions are made from; [B, 1, 0] without actions.
+    """
+
+    policy_logits: Tensor
+    value_logits: Tensor
+    reward_logits: Tensor
+    chance_logits: Tensor
+    latents: Tensor
 
 
 class ResidualBlock(nn.Module):
@@ -68,9 +90,14 @@ class ResidualNetwork(nn.Module):
 
     Where the action space is a multiple of the board, as slot x cell is, the policy head is a convolution with one
     plane per slot; else a linear layer.
+
+    Args:
+        game: the rules, of which only shapes and lines are read.
+        config: sizes.
+        value_sees_features: the value reads the encoded features, too, not the trunk alone.
     """
 
-    def __init__(self, game: Game, config: NetworkConfig) -> None:
+    def __init__(self, game: Game, config: NetworkConfig, *, value_sees_features: bool = True) -> None:
         super().__init__()
         self.encoded_size = game.encoded_size
         self.num_features = game.num_features
@@ -86,18 +113,10 @@ class ResidualNetwork(nn.Module):
             self.policy = nn.Sequential(nn.Flatten(), nn.Linear(channels * height * width, game.num_actions))
         else:
             self.policy = nn.Sequential(nn.Conv2d(channels, policy_planes, 1), nn.Flatten())
-        value_planes = 8
-        self.value_planes = nn.Conv2d(channels, value_planes, 1)
+        self.value_planes = nn.Conv2d(channels, SCALAR_PLANES, 1)
         self.support = ValueSupport(config)
-        last = nn.Linear(config.value_hidden, config.support_size)
-        # A fresh network expects next to nothing: targets bootstrap with its values long before it knows better.
-        nn.init.zeros_(last.weight)
-        last.bias.data.copy_(-self.support.atoms.abs())
-        self.value = nn.Sequential(
-            nn.Linear(value_planes * height * width + channels + game.num_features, config.value_hidden),
-            nn.ReLU(),
-            last,
-        )
+        self.num_value_features = game.num_features if value_sees_features else 0
+        self.value = make_scalar_layers(height * width, self.num_value_features, config, self.support)
 
     def forward(self, encoded: Tensor) -> NetworkOutput:
         """Predict.
@@ -105,24 +124,41 @@ class ResidualNetwork(nn.Module):
         Args:
             encoded: [B, C * H * W + F], as Game.encode gives it.
         """
+        return self.predict(self.trunk(encoded), encoded[:, self.encoded_size - self.num_value_features :])
+
+    def trunk(self, encoded: Tensor) -> Tensor:
+        """[B, channels, H, W] of encoded observations [B, C * H * W + F]."""
         planes = encoded[:, : self._num_plane_values].unflatten(1, self.planes_shape)
-        features = encoded[:, self._num_plane_values :]
         stem = self.stem(planes.contiguous(memory_format=torch.channels_last))
         if self.features is not None:
-            stem = stem + self.features(features)[:, :, None, None]
-        trunk = self.tower(functional.relu(stem))
+            stem = stem + self.features(encoded[:, self._num_plane_values :])[:, :, None, None]
+        return self.tower(functional.relu(stem))
+
+    def predict(self, trunk: Tensor, features: Tensor) -> NetworkOutput:
+        """Policy and value from the trunk and features [B, F], or [B, 0] if the value does not see any."""
         value_planes = functional.relu(self.value_planes(trunk)).flatten(1)
         value_logits = self.value(torch.cat((value_planes, trunk.mean((2, 3)), features), dim=1))
         return NetworkOutput(self.policy(trunk), value_logits)
 
+    def unroll(self, encoded: Tensor, actions: Tensor, chance_codes: Tensor) -> Unrolled:
+        """Predict for the drawn positions; there is no model that could follow actions.
 
-def make_network(game: Game, config: NetworkConfig, seed: int) -> ResidualNetwork:
-    """A fresh network; the same seed gives the same weights, and the global generator is left as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        network = ResidualNetwork(game, config)
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d):
-            # Planes travel channels-last; weights in the same order spare a reordering per call.
-            module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
-    return network
+        Args:
+            encoded: [B, E].
+            actions: int64 [B, 0].
+            chance_codes: int64 [B, 0, number of parts].
+        """
+        del actions, chance_codes
+        policy_logits, value_logits = self(encoded)
+        nothing = value_logits[:, None, :0]
+        return Unrolled(policy_logits[:, None], value_logits[:, None], value_logits[:, None][:, :0], nothing, nothing)
+
+
+def make_scalar_layers(cells: int, num_features: int, config: NetworkConfig, support: ValueSupport) -> nn.Sequential:
+    """Layers from SCALAR_PLANES planes, the means of the trunk and features to the logits of a categorical number."""
+    last = nn.Linear(config.value_hidden, config.support_size)
+    # A fresh network expects next to nothing: targets bootstrap with its values long before it knows better.
+    nn.init.zeros_(last.weight)
+    last.bias.data.copy_(-support.atoms.abs())
+    size = SCALAR_PLANES * cells + config.channels + num_features
+    return nn.Sequential(nn.Linear(size, config.value_hidden), nn.ReLU(), last)

@@ -8,7 +8,8 @@ from zero.config import NetworkConfig
 from zero.games.game import Game
 from zero.games.registry import make_game
 from zero.networks.inference import DTYPES, InferenceNetwork, fastest_dtype
-from zero.networks.residual import ResidualBlock, make_network
+from zero.networks.make_network import make_network
+from zero.networks.residual import ResidualBlock
 from zero.networks.weights import WeightsMismatchError, load_weights, weights_to_bytes
 
 

@@ -8,7 +8,7 @@ from zero.config import NetworkConfig
 from zero.games.registry import make_game
 from zero.networks import vectors
 from zero.networks.inference import InferenceNetwork
-from zero.networks.residual import make_network
+from zero.networks.make_network import make_network
 from zero.networks.winograd import (
     channels_last,
     convolve,
