@@ -66,7 +66,7 @@ class LatentTower(nn.Module):
 
 
 class LearnedModelNetwork(ResidualNetwork):
-    """The functions of MuZero (Schrittwieser et al. 2020), and of Stochastic MuZero (Antonoglou et al. 2022) for chance.
+    """The functions of MuZero (Schrittwieser et al. 2020) and, for chance, Stochastic MuZero (Antonoglou et al. 2022).
 
     The representation h is the network's own tower; its trunk, normalised, is the latent, planes of the board. The
     prediction f is the network's own heads. The dynamics g adds an action to a latent; where the game names chance
