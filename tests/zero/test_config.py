@@ -67,6 +67,29 @@ def test_values_that_do_not_fit_together_are_refused(overrides: list[str], said:
         parse_config("", overrides)
 
 
+LEARNED = ["network.model=learned", "learner.unroll_steps=5"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["network.model=learned"], "needs learner.unroll_steps of at least 1"),
+        (["learner.unroll_steps=5"], "learner.unroll_steps 5 needs network.model"),
+        (["learner.consistency_loss_weight=1"], "learner.consistency_loss_weight needs network.model"),
+        (
+            [*LEARNED, "search.root_policy=puct", "search.reuse_subtree=true"],
+            "search.reuse_subtree needs network.model",
+        ),
+        ([*LEARNED, "search.chance_draws=2"], "search.chance_draws above 1 needs network.model"),
+    ],
+)
+def test_a_learned_model_is_learned_and_asked(overrides: list[str], said: str) -> None:
+    """Network, search and unroll belong together, and the text says why."""
+    parse_config("", LEARNED)
+    with pytest.raises(ConfigError, match=said):
+        parse_config("", overrides)
+
+
 def test_uncoupled_tables_need_no_buffer() -> None:
     """Without samples per insert nothing limits the size of a call."""
     assert parse_config("", ["replay.samples_per_insert=0", "replay.error_buffer=1"]).replay.error_buffer == 1
