@@ -20,6 +20,8 @@ Result = TypeVar("Result")
 logger = logging.getLogger(__name__)
 
 _LOOK_SECONDS = 1.0
+_ANSWER_SECONDS = 1.0
+"""A server that takes longer to say how it is counts as away."""
 _THREADS = 8
 """Calls of each kind that one server is sent at once; what waits for one server must not keep another waiting."""
 
@@ -148,7 +150,7 @@ class Shards:
 
     def _look(self, shard: Shard) -> None:
         try:
-            info = shard.hasty.server_info(timeout=_LOOK_SECONDS)
+            info = shard.hasty.server_info(timeout=_ANSWER_SECONDS)
         except ReplayError as error:
             self._note(shard, None, str(error))
         else:

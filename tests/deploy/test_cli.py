@@ -26,6 +26,8 @@ from zero.networks.weights import weights_to_bytes
 
 PROMETHEUS_CONFIG = Path(__file__).parents[2] / "deploy/prometheus/prometheus.yml"
 
+SMALL = ["network.channels=4", "network.blocks=1", "self_play.max_moves=4", 'evaluation.baselines=["random"]']
+
 Run = Callable[..., tuple[int, str, str]]
 
 
@@ -210,7 +212,7 @@ def test_evaluate_needs_a_run_with_a_checkpoint(run: Run, tmp_path: Path) -> Non
 
 def test_evaluate_measures_a_run_with_the_overrides_given(run: Run, tmp_path: Path) -> None:
     """--set changes the run's own config; what the checkpoint does not fit, the game or the network, is refused."""
-    small = ["network.channels=4", "network.blocks=1", "self_play.max_moves=4", "search.max_num_considered_actions=2"]
+    small = [*SMALL, "search.max_num_considered_actions=2"]
     config = load_experiment("tic_tac_toe", small)
     folder = open_or_create_run_folder(tmp_path / "run", config)
     game = make_game(config.game.name, config.game.options)
@@ -233,8 +235,7 @@ def test_evaluate_measures_a_run_with_the_overrides_given(run: Run, tmp_path: Pa
 
 def test_evaluate_measures_the_best_weights_of_a_run(run: Run, tmp_path: Path) -> None:
     """--weights best takes what the evaluator kept, and names what is missing, damaged or of another network."""
-    small = ["network.channels=4", "network.blocks=1", "self_play.max_moves=4", "search.num_simulations=2"]
-    config = load_experiment("tic_tac_toe", small)
+    config = load_experiment("tic_tac_toe", [*SMALL, "search.num_simulations=2"])
     folder = open_or_create_run_folder(tmp_path / "run", config)
     evaluate = ["evaluate", "--run", "run", "--games", "2", "--weights", "best"]
     code, _, err = run(*evaluate)

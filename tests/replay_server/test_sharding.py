@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from replay_server import shards
 from replay_server.answers import InsertResult, ReplayError, ReplayTimeout
 from replay_server.client import ReplayClient
 from replay_server.server import ReplayServer, ReplayServerSettings
@@ -25,6 +26,14 @@ from zero.tables import Durability, RateLimiterConfig
 from zero.trajectories import ColumnSpec, PriorityUpdates, SampleSpec, SequenceBatch, TableShare
 
 ADDRESSES = ("10.0.0.1:5000", "10.0.0.2:5000", "10.0.0.3:5000")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _look_often() -> Iterator[None]:
+    """Clients know sooner what the servers have."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shards, "_LOOK_SECONDS", 0.1)
+        yield
 
 
 def ids(client: ReplayClient | ShardedClient, table: str = "games") -> list[str]:
