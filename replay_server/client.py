@@ -33,6 +33,7 @@ from replay_server.priority_stream import PriorityStream
 from replay_server.sample_stream import SampleStream
 from zero.tables import RateLimiterConfig, TableConfig
 from zero.trajectories import (
+    Lease,
     NStep,
     PriorityUpdates,
     SampleSpec,
@@ -146,7 +147,12 @@ class ReplayClient:
     # --- trajectories in ---
 
     def insert(
-        self, table: str | Sequence[str], trajectories: Sequence[Trajectory], timeout: float = 60.0
+        self,
+        table: str | Sequence[str],
+        trajectories: Sequence[Trajectory],
+        timeout: float = 60.0,
+        *,
+        lease: Lease | None = None,
     ) -> InsertResult:
         """Store trajectories, all or none; returns when they are as durable as the tables promise.
 
@@ -154,8 +160,9 @@ class ReplayClient:
             table: its name, or those of several that get the same.
             trajectories: at least one; chunks of one trajectory in their order.
             timeout: in seconds.
+            lease: of a name of the first table; the insert is refused (LEASE_LOST) once another producer has it.
         """
-        request = frames.encode_insert_request(_names(table), trajectories, compress=self._compress)
+        request = frames.encode_insert_request(_names(table), trajectories, compress=self._compress, lease=lease)
         size = _size_metadata(len(request))
         answer = self._call(lambda seconds: self._insert(request, timeout=seconds, metadata=size), timeout)
         response = replay_pb2.InsertResponse.FromString(answer)
@@ -341,14 +348,67 @@ class ReplayClient:
             limit=limit,
             newest_first=newest_first,
         )
+        for part in self._read(request, timeout):
+            yield from map(decode_stored_trajectory, part.trajectories)
+
+    def read_since(
+        self, table: str, cursor: int, columns: Sequence[str] = (), timeout: float = 600.0
+    ) -> Iterator[tuple[int, Sequence[Trajectory]]]:
+        """What was inserted since a cursor, chunk by chunk in the order in which it was inserted.
+
+        Args:
+            table: its name.
+            cursor: 0, or one that this method gave.
+            columns: their names; all if empty.
+            timeout: for all of it; an interrupted reading goes on from the last cursor that was given.
+
+        Yields:
+            Some chunks at a time, and the cursor after them.
+        """
+        request = replay_pb2.ReadTrajectoriesRequest(table=table, since=cursor, columns=columns)
+        for part in self._read(request, timeout):
+            yield part.cursor, [decode_stored_trajectory(trajectory) for trajectory in part.trajectories]
+
+    def _read(
+        self, request: replay_pb2.ReadTrajectoriesRequest, timeout: float
+    ) -> Iterator[replay_pb2.ReadTrajectoriesResponse]:
         call = self._connection.call(
             lambda _: self._replay.ReadTrajectories(request, timeout=timeout), timeout, repeat=False
         )
         try:
             while (part := self._connection.call(lambda _: next(call, None), timeout, repeat=False)) is not None:
-                yield from map(decode_stored_trajectory, part.trajectories)
+                yield part
         finally:
             call.cancel()
+
+    # --- leases ---
+
+    def acquire_lease(
+        self, table: str, name: str, holder: str, seconds: float, *, shared: bool = False, timeout: float = 60.0
+    ) -> Lease:
+        """Claim a name for a producer, or let the claim last longer; inserts with an older lease are refused then.
+
+        Args:
+            table: that is inserted into.
+            name: what is claimed.
+            holder: who claims it, of no other producer.
+            seconds: from now on.
+            shared: others may hold it, too, who say so.
+            timeout: in seconds.
+
+        Raises:
+            ReplayError: LEASE_HELD, another producer has it.
+        """
+        request = replay_pb2.AcquireLeaseRequest(
+            table=table, name=name, holder=holder, ttl_seconds=seconds, shared=shared
+        )
+        answer = self._call(lambda seconds: self._replay.AcquireLease(request, timeout=seconds), timeout)
+        return Lease(name, answer.token)
+
+    def release_lease(self, table: str, name: str, holder: str, timeout: float = 60.0) -> None:
+        """Give a name back; nothing happens if the holder does not have it any more."""
+        request = replay_pb2.ReleaseLeaseRequest(table=table, name=name, holder=holder)
+        self._call(lambda seconds: self._replay.ReleaseLease(request, timeout=seconds), timeout)
 
     # --- weights and processes ---
 

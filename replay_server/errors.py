@@ -24,6 +24,8 @@ STATUS_CODES = {
     Reason.STORE_UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,
     Reason.RECOVERING: grpc.StatusCode.UNAVAILABLE,
     Reason.BAD_WEIGHTS: grpc.StatusCode.INVALID_ARGUMENT,
+    Reason.LEASE_HELD: grpc.StatusCode.FAILED_PRECONDITION,
+    Reason.LEASE_LOST: grpc.StatusCode.FAILED_PRECONDITION,
     Reason.UNAUTHENTICATED: grpc.StatusCode.UNAUTHENTICATED,
 }
 """The table of replay.proto."""

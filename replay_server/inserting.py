@@ -10,10 +10,11 @@ from replay_server.block import Block, BlockReader
 from replay_server.border import Border, Call, streamed_hold_seconds
 from replay_server.errors import Refusal
 from replay_server.group_commit import GroupCommit, Part
+from replay_server.lease_book import LeaseBook
 from replay_server.limits import Direction
 from replay_server.metrics import ServerMetrics
 from replay_server.served_table import ServedTable
-from zero.trajectories import Signature
+from zero.trajectories import Lease, Signature
 from zero.wire import replay_pb2
 from zero.wire.codec import CodecError, Reason
 from zero.wire.insert_parts import InsertParts, take_apart
@@ -52,12 +53,14 @@ class Inserter:
         self,
         find: Callable[[str], ServedTable],
         commit: GroupCommit,
+        leases: LeaseBook,
         border: Border,
         metrics: ServerMetrics,
     ) -> None:
         """`find` gives the table of a name, or raises Refusal."""
         self._find = find
         self._commit = commit
+        self._leases = leases
         self._border = border
         self._in_flight = border.in_flight
         self._metrics = metrics
@@ -93,7 +96,7 @@ class Inserter:
         Raises:
             CodecError: a trajectory that a table does not take.
             Refusal: UNKNOWN_TABLE, BAD_MESSAGE, CONTENT_CONFLICT, MISSING_CHUNK, BAD_LENGTH, RATE_LIMITED, TOO_BUSY,
-                STORE_UNAVAILABLE, NOT_DURABLE, the last two also through the future.
+                LEASE_LOST, STORE_UNAVAILABLE, NOT_DURABLE, the last two also through the future.
         """
         deadline = time.monotonic() + seconds
         parts = take_apart(message)
@@ -104,12 +107,20 @@ class Inserter:
             if not self._commit.is_durable(tables):  # what is known already is acknowledged, too
                 await self._commit.make_durable(tables)
                 continue
+            self._check_lease(parts)
             admissions = self._admissions(targets)
             waited = await self._pass(admissions, deadline)
-            if not waited or _still_new(targets, admissions):
+            if not waited or (self._holds_lease(parts) and _still_new(targets, admissions)):
                 return self._store(targets, admissions)
             for admission in admissions:  # another call has brought some of it meanwhile
                 admission.served.withdraw(admission.num_items)
+
+    def _check_lease(self, parts: InsertParts) -> None:
+        if parts.request.HasField("lease"):
+            self._leases.check(parts.request.table, _lease_of(parts))
+
+    def _holds_lease(self, parts: InsertParts) -> bool:
+        return not parts.request.HasField("lease") or self._leases.holds(parts.request.table, _lease_of(parts))
 
     def _targets(self, parts: InsertParts, message: bytes) -> list[_Target]:
         """The tables, by name: so that calls which wait for several tables never wait for each other."""
@@ -271,6 +282,10 @@ def _split(data: bytes) -> tuple[bytes, float]:
         elif field.number == 2:
             (seconds,) = struct.unpack_from("<d", data, field.of_kind(FIXED64).start)
     return parts[0] if len(parts) == 1 else b"".join(parts), streamed_hold_seconds(seconds)
+
+
+def _lease_of(parts: InsertParts) -> Lease:
+    return Lease(parts.request.lease.name, parts.request.lease.token)
 
 
 def _response(inserted: Inserted) -> replay_pb2.InsertResponse:

@@ -29,6 +29,10 @@ class TrajectoryRemover(ABC):
     def choose(self) -> int:
         """The one to be removed next; there is at least one. Choosing alone removes nothing."""
 
+    def choose_older(self, ordinal: int) -> int:  # noqa: ARG002 -- most choose by a rule that knows no chance
+        """As `choose` while an older one than this ordinal is stored: a choice by chance is among the older ones."""
+        return self.choose()
+
     def reprioritize(self, ordinals: Iterable[int]) -> None:  # noqa: B027 -- most have nothing to do
         """The priorities of stored trajectories have changed."""
 
@@ -91,6 +95,13 @@ class RandomRemover(TrajectoryRemover):
     def choose(self) -> int:
         """See TrajectoryRemover."""
         return self._ordinals[self._rng.integers(len(self._ordinals))]
+
+    def choose_older(self, ordinal: int) -> int:
+        """See TrajectoryRemover."""
+        chosen = self.choose()
+        while chosen >= ordinal:  # few are new, so this ends soon
+            chosen = self.choose()
+        return chosen
 
 
 class _HeapRemover(TrajectoryRemover):

@@ -29,6 +29,7 @@ from replay_server.errors import Refusal, ReplayServerError
 from replay_server.group_commit import GroupCommit
 from replay_server.inserting import Inserter
 from replay_server.interceptors import CallMetrics, MetricsInterceptor
+from replay_server.lease_book import LeaseBook
 from replay_server.limits import InFlight, Limits
 from replay_server.malloc import tune_malloc
 from replay_server.metrics import Levels, ServerMetrics
@@ -243,6 +244,7 @@ class _Parts:
         self._rng = np.random.default_rng()
         self._catalog = Catalog(self._store, log, self._commit, limits, self._rng)
         self._weights = WeightsKeeper(self._store, self._commit, settings.redis_prefix)
+        self._leases = LeaseBook(self._store, self._commit, settings.redis_prefix)
         self._border = Border(self._metrics, self._in_flight)
         self._health = health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue] -- missing in the stubs
         self.tasks: list[asyncio.Task[None]] = []
@@ -287,10 +289,11 @@ class _Parts:
         )
         replay = ReplayService(
             self._catalog,
-            Inserter(self._catalog.find, self._commit, self._border, self._metrics),
+            Inserter(self._catalog.find, self._commit, self._leases, self._border, self._metrics),
             Sampler(self._catalog.find, lambda: self._weights.newest.version, self._border, self._metrics, self._rng),
             self._weights,
             self._processes,
+            self._leases,
             self._store,
             self._in_flight,
         )
@@ -332,6 +335,7 @@ class _Parts:
         await self._store.connect()
         await asyncio.to_thread(load_compiled)
         await self._weights.load()
+        await self._leases.load()
         self._metrics.set_weights(self._weights.newest.version, self._weights.newest.published_at)
         await self._catalog.recover(self._metrics)
         self._metrics.set_appendfsync(self._store.appendfsync)

@@ -7,6 +7,7 @@ import grpc
 from replay_server.border import Border, Call, parse
 from replay_server.catalog import Catalog
 from replay_server.inserting import Inserter
+from replay_server.lease_book import LeaseBook
 from replay_server.limits import InFlight
 from replay_server.processes import Process, ProcessRegistry
 from replay_server.reading import Reader
@@ -31,6 +32,7 @@ class ReplayService:
         sampler: Sampler,
         weights: WeightsKeeper,
         processes: ProcessRegistry,
+        leases: LeaseBook,
         store: RedisStore,
         in_flight: InFlight,
     ) -> None:
@@ -40,6 +42,7 @@ class ReplayService:
         self._sampler = sampler
         self._weights = weights
         self._processes = processes
+        self._leases = leases
         self._store = store
         self._in_flight = in_flight
 
@@ -55,6 +58,8 @@ class ReplayService:
             "DeleteTrajectories": self._delete_trajectories,
             "VerifyTable": self._verify_table,
             "RegisterProcess": self._register_process,
+            "AcquireLease": self._acquire_lease,
+            "ReleaseLease": self._release_lease,
         }
         return grpc.method_handlers_generic_handler(
             REPLAY_SERVICE,
@@ -133,6 +138,19 @@ class ReplayService:
             max_in_flight_bytes=self._in_flight.max_bytes,
             store_away_because=self._catalog.store_away_because,
         ).SerializeToString()
+
+    async def _acquire_lease(self, data: bytes, _: Call) -> bytes:
+        request = parse(replay_pb2.AcquireLeaseRequest, data)
+        self._catalog.find(request.table)
+        token = await self._leases.acquire(
+            request.table, request.name, request.holder, request.ttl_seconds, shared=request.shared
+        )
+        return replay_pb2.AcquireLeaseResponse(token=token).SerializeToString()
+
+    async def _release_lease(self, data: bytes, _: Call) -> bytes:
+        request = parse(replay_pb2.ReleaseLeaseRequest, data)
+        await self._leases.release(request.table, request.name, request.holder)
+        return replay_pb2.ReleaseLeaseResponse().SerializeToString()
 
     async def _register_process(self, data: bytes, _: Call) -> bytes:
         request = parse(replay_pb2.RegisterProcessRequest, data)

@@ -118,6 +118,7 @@ class Table:
         self.inserted_steps = self.inserted_trajectories = self.sampled_positions = self.removed_trajectories = 0
         self.updated_steps = 0
         self._clock = clock
+        self._rng = rng
         self._logged = logged
         self._slots = Slots(config.capacity)
         self._items = Items(config, rng)
@@ -258,6 +259,22 @@ class Table:
         self.inserted_steps += block.num_steps
         if self.config.max_times_sampled:
             self._remove_without_items({one.ordinal for one in stored})
+        if self.config.keep_steps and self._default_slots is None:  # what is restored was kept
+            self._keep_to_size(stored)
+
+    def _keep_to_size(self, new: Sequence[Stored]) -> None:
+        """Let trajectories go until no more steps are kept than the table keeps, as if the new ones came one by one."""
+        coming = sum(len(one.slots) for one in new)
+        for one in dict.fromkeys(new):
+            coming -= len(one.slots)
+            if self.num_steps - coming <= self.config.keep_steps or self._stored.get(one.ordinal) is not one:
+                continue
+            if self.config.replace_probability < 1 and self._rng.random() >= self.config.replace_probability:
+                self.remove([one])
+            while self.num_steps - coming > self.config.keep_steps:
+                is_alone = self.num_steps - coming == len(one.slots)
+                chosen = one.ordinal if is_alone else self._remover.choose_older(one.ordinal)
+                self.remove([self._stored[chosen]])
 
     def _give_first_priorities(self, block: Block, slots: NDArray[np.int64]) -> None:
         priorities = np.full(len(slots), self.priorities.highest, np.float32)

@@ -89,7 +89,7 @@ class TrajectoryWriter:
             raise ValueError(f"a step with {sorted(step)}; the table has {sorted(self._names)}")
         if self._num_steps and self._prioritized != (priority is not None):
             raise ValueError("priorities are for all steps of a trajectory or for none")
-        values = [_value(step[spec.name], spec) for spec in self._signature]
+        values = [value_of(step[spec.name], spec) for spec in self._signature]
         if self._held and self._held == self._chunk_length:
             self._send(terminated=False, truncated=False, stats={})
         self._make_room()
@@ -158,7 +158,7 @@ class TrajectoryWriter:
         return outcome
 
 
-def _value(value: ArrayLike, spec: ColumnSpec) -> NDArray[np.generic]:
+def value_of(value: ArrayLike, spec: ColumnSpec) -> NDArray[np.generic]:
     """A value of a step as an array of the column's shape that fits into its dtype.
 
     Raises:

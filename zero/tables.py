@@ -105,6 +105,10 @@ class TableConfig:
         remover: which trajectory makes room: "fifo", "lifo", "random", "max_heap" or "min_heap".
         max_times_sampled: how often an item may be drawn before it is removed; 0 for any number of times.
         sequences: which steps are items.
+        keep_steps: the most steps kept when an insert is over, at most the capacity; the rest of it is room for what is
+            on its way. 0 for all of the capacity.
+        replace_probability: with keep_steps, how likely a new trajectory of a full table is to take the place of
+            another one; else it goes itself, although it is acknowledged and its id known.
 
     Raises:
         ValueError: a config that cannot work; the text names the field.
@@ -120,6 +124,8 @@ class TableConfig:
     remover: str = "fifo"
     max_times_sampled: int = 0
     sequences: SequenceRule = SequenceRule()
+    keep_steps: int = 0
+    replace_probability: float = 1.0
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[a-z0-9._-]{1,64}", self.name):
@@ -135,9 +141,18 @@ class TableConfig:
             raise ValueError(f"priority_exponent is {self.priority_exponent}, must be within 0 to 1")
         if not 0 <= self.max_times_sampled < 2**31:
             raise ValueError(f"max_times_sampled is {self.max_times_sampled}, must not be negative, and be below 2^31")
+        self._check_keeping()
         self.check_limits(self.rate_limiter)
         if self.sequences.episode_end is EpisodeEnd.TRUNCATE and self.sequences.length > self.capacity:
             raise ValueError(f"sequences.length {self.sequences.length} exceeds capacity {self.capacity}: no items")
+
+    def _check_keeping(self) -> None:
+        if not 0 <= self.keep_steps <= self.capacity:
+            raise ValueError(f"keep_steps is {self.keep_steps}, must be within 0 to capacity {self.capacity}")
+        if not 0 <= self.replace_probability <= 1:
+            raise ValueError(f"replace_probability is {self.replace_probability}, must be within 0 to 1")
+        if self.replace_probability < 1 and not self.keep_steps:
+            raise ValueError("replace_probability needs keep_steps: a table is full when it holds so many")
 
     def check_limits(self, rate_limiter: RateLimiterConfig) -> None:
         """Refuse limits that cannot work for this table.

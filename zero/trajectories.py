@@ -107,6 +107,19 @@ class Trajectory:
 
 
 @dataclass(frozen=True)
+class Lease:
+    """What a producer holds of a table.
+
+    Attributes:
+        name: that it has claimed.
+        token: greater than that of anybody who has lost the name.
+    """
+
+    name: str
+    token: int
+
+
+@dataclass(frozen=True)
 class Window:
     """What of a column a sequence shows: `length` steps from `offset` steps after the drawn position on.
 

@@ -82,6 +82,8 @@ class Reason(StrEnum):
     STORE_UNAVAILABLE = "STORE_UNAVAILABLE"
     RECOVERING = "RECOVERING"
     BAD_WEIGHTS = "BAD_WEIGHTS"
+    LEASE_HELD = "LEASE_HELD"
+    LEASE_LOST = "LEASE_LOST"
     UNAUTHENTICATED = "UNAUTHENTICATED"
 
 
@@ -440,6 +442,8 @@ def encode_table_config(config: TableConfig) -> replay_pb2.TableConfig:
         sequences=replay_pb2.SequenceRule(
             length=rule.length, period=rule.period, episode_end=_EPISODE_ENDS[rule.episode_end]
         ),
+        keep_steps=config.keep_steps,
+        replace_probability=None if config.replace_probability == 1 else config.replace_probability,
     )
 
 
@@ -464,6 +468,8 @@ def decode_table_config(message: replay_pb2.TableConfig) -> TableConfig:
             remover=message.remover or "fifo",
             max_times_sampled=message.max_times_sampled,
             sequences=_sequence_rule(message.sequences) if message.HasField("sequences") else SequenceRule(),
+            keep_steps=message.keep_steps,
+            replace_probability=message.replace_probability if message.HasField("replace_probability") else 1.0,
         )
     except CodecError:
         raise

@@ -10,7 +10,7 @@ import numpy as np
 import zstandard
 from numpy.typing import NDArray
 
-from zero.trajectories import DTYPES, SequenceBatch, Trajectory
+from zero.trajectories import DTYPES, Lease, SequenceBatch, Trajectory
 from zero.wire import trajectory_pb2
 from zero.wire.codec import CodecError, Reason, as_array, priorities_bytes
 from zero.wire.wire_format import (
@@ -123,7 +123,9 @@ def _written(trajectory: Trajectory, compressor: zstandard.ZstdCompressor | None
     return message
 
 
-def _insert(tables: Sequence[str], trajectories: Sequence[Trajectory], compress: bool) -> Pieces:
+def _insert(
+    tables: Sequence[str], trajectories: Sequence[Trajectory], compress: bool, lease: Lease | None = None
+) -> Pieces:
     if not tables:
         raise CodecError(Reason.BAD_MESSAGE, "tables is empty, must name at least one")
     compressor = zstandard.ZstdCompressor(level=1, write_content_size=True) if compress else None
@@ -134,11 +136,17 @@ def _insert(tables: Sequence[str], trajectories: Sequence[Trajectory], compress:
     for table in tables[1:]:
         name = table.encode()
         message.add(head(3, len(name)) + name)
+    if lease is not None:
+        message.add(delimited(4, delimited(1, lease.name.encode()) + number(2, lease.token)))
     return message
 
 
 def encode_insert_request(
-    tables: Sequence[str], trajectories: Sequence[Trajectory], *, compress: bool = False
+    tables: Sequence[str],
+    trajectories: Sequence[Trajectory],
+    *,
+    compress: bool = False,
+    lease: Lease | None = None,
 ) -> bytes:
     """A serialized InsertRequest; every column is copied once.
 
@@ -146,12 +154,13 @@ def encode_insert_request(
         tables: at least one.
         trajectories: to insert into all of them.
         compress: send columns as zstd frames of level 1.
+        lease: under which the first table is inserted into.
 
     Raises:
         CodecError: WRONG_SIGNATURE, a column has a dtype without a place on the wire; BAD_MESSAGE, a field is not what
             it must be; BAD_DATA, values that are no array.
     """
-    return _insert(tables, trajectories, compress).join()
+    return _insert(tables, trajectories, compress, lease).join()
 
 
 def encode_insert_stream_request(
@@ -172,11 +181,12 @@ def encode_insert_stream_request(
     return message.join()
 
 
-def encode_read_response(trajectories: Sequence[Trajectory]) -> bytes:
+def encode_read_response(trajectories: Sequence[Trajectory], cursor: int = 0) -> bytes:
     """A serialized ReadTrajectoriesResponse; every column is copied once."""
     message = Pieces()
     for trajectory in trajectories:
         message.add_message(1, _trajectory(trajectory, None))
+    message.add(number(2, cursor))
     return message.join()
 
 

@@ -28,6 +28,8 @@ stable reason that programs may rely on:
   STORE_UNAVAILABLE    UNAVAILABLE          the durable store did not take it; nothing was stored; try again
   RECOVERING           UNAVAILABLE          the server is loading its log; try again
   BAD_WEIGHTS          INVALID_ARGUMENT     weights whose chunks do not add up to the declared size and sha256
+  LEASE_HELD           FAILED_PRECONDITION  another producer holds the name; try again when it has given it back
+  LEASE_LOST           FAILED_PRECONDITION  another producer has taken the name over since; nothing was stored
   UNAUTHENTICATED      UNAUTHENTICATED      no token, or one that the server does not know
 
 Large messages. A call of Insert or UpdateColumns may say in the metadata key `zero-message-bytes` how many bytes its
@@ -243,6 +245,8 @@ class TableConfig(_message.Message):
     REMOVER_FIELD_NUMBER: _builtins.int
     MAX_TIMES_SAMPLED_FIELD_NUMBER: _builtins.int
     SEQUENCES_FIELD_NUMBER: _builtins.int
+    KEEP_STEPS_FIELD_NUMBER: _builtins.int
+    REPLACE_PROBABILITY_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """1 to 64 characters out of a-z, 0-9, '-', '_' and '.'."""
     capacity: _builtins.int
@@ -261,6 +265,14 @@ class TableConfig(_message.Message):
     """
     max_times_sampled: _builtins.int
     """How often an item may be drawn; it is removed then, and a trajectory with its last item. 0 for any number of times."""
+    keep_steps: _builtins.int
+    """The most steps kept when an insert is over, at most the capacity: trajectories chosen by the remover go until that
+    is so. The rest of the capacity is room for what is on its way. 0 for all of the capacity.
+    """
+    replace_probability: _builtins.float
+    """With keep_steps: how likely a new trajectory of a full table is to take the place of another one; else it goes
+    itself, although it is acknowledged and its id known. 1 if not set.
+    """
     @_builtins.property
     def signature(self) -> _containers.RepeatedCompositeFieldContainer[Global___ColumnSpec]:
         """The columns of every trajectory in the table, by name."""
@@ -286,12 +298,16 @@ class TableConfig(_message.Message):
         remover: _builtins.str = ...,
         max_times_sampled: _builtins.int = ...,
         sequences: Global___SequenceRule | None = ...,
+        keep_steps: _builtins.int = ...,
+        replace_probability: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["rate_limiter", b"rate_limiter", "sequences", b"sequences"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_replace_probability", b"_replace_probability", "rate_limiter", b"rate_limiter", "replace_probability", b"replace_probability", "sequences", b"sequences"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["capacity", b"capacity", "durability", b"durability", "max_times_sampled", b"max_times_sampled", "name", b"name", "priority_exponent", b"priority_exponent", "rate_limiter", b"rate_limiter", "remover", b"remover", "selector", b"selector", "sequences", b"sequences", "signature", b"signature"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_replace_probability", b"_replace_probability", "capacity", b"capacity", "durability", b"durability", "keep_steps", b"keep_steps", "max_times_sampled", b"max_times_sampled", "name", b"name", "priority_exponent", b"priority_exponent", "rate_limiter", b"rate_limiter", "remover", b"remover", "replace_probability", b"replace_probability", "selector", b"selector", "sequences", b"sequences", "signature", b"signature"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__replace_probability: _TypeAlias = _typing.Literal["replace_probability"]  # noqa: Y015
+    _WhichOneofArgType__replace_probability: _TypeAlias = _typing.Literal["_replace_probability", b"_replace_probability"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__replace_probability) -> _WhichOneofReturnType__replace_probability | None: ...
 
 Global___TableConfig: _TypeAlias = TableConfig  # noqa: Y015
 
@@ -478,6 +494,7 @@ class InsertRequest(_message.Message):
     TABLE_FIELD_NUMBER: _builtins.int
     TRAJECTORIES_FIELD_NUMBER: _builtins.int
     MORE_TABLES_FIELD_NUMBER: _builtins.int
+    LEASE_FIELD_NUMBER: _builtins.int
     table: _builtins.str
     """The table's name."""
     @_builtins.property
@@ -488,20 +505,51 @@ class InsertRequest(_message.Message):
     def more_tables(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Further tables that get the same."""
 
+    @_builtins.property
+    def lease(self) -> Global___Lease:
+        """The lease under which the producer inserts; refused if it is no longer the newest of its name. Not needed."""
+
     def __init__(
         self,
         *,
         table: _builtins.str = ...,
         trajectories: _abc.Iterable[_trajectory_pb2.Trajectory] | None = ...,
         more_tables: _abc.Iterable[_builtins.str] | None = ...,
+        lease: Global___Lease | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["lease", b"lease"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["more_tables", b"more_tables", "table", b"table", "trajectories", b"trajectories"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lease", b"lease", "more_tables", b"more_tables", "table", b"table", "trajectories", b"trajectories"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___InsertRequest: _TypeAlias = InsertRequest  # noqa: Y015
+
+@_typing.final
+class Lease(_message.Message):
+    """What a producer holds."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    TOKEN_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The name that it has claimed, within the request's table."""
+    token: _builtins.int
+    """As AcquireLeaseResponse.token gave it."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        token: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "token", b"token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Lease: _TypeAlias = Lease  # noqa: Y015
 
 @_typing.final
 class Refused(_message.Message):
@@ -1276,15 +1324,25 @@ class ReadTrajectoriesRequest(_message.Message):
     FILTER_FIELD_NUMBER: _builtins.int
     LIMIT_FIELD_NUMBER: _builtins.int
     NEWEST_FIRST_FIELD_NUMBER: _builtins.int
+    SINCE_FIELD_NUMBER: _builtins.int
+    COLUMNS_FIELD_NUMBER: _builtins.int
     table: _builtins.str
     """The table's name."""
     limit: _builtins.int
     """The most; all if 0."""
     newest_first: _builtins.bool
     """Newest first; so the first `limit` are the newest."""
+    since: _builtins.int
+    """Only what was inserted since: 0, or the `cursor` of an earlier answer. Chunks come one by one then, in the order in
+    which they were inserted; without `filter` and `newest_first`.
+    """
     @_builtins.property
     def filter(self) -> Global___TrajectoryFilter:
         """Which ones; all if not set."""
+
+    @_builtins.property
+    def columns(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Only these columns; all if empty."""
 
     def __init__(
         self,
@@ -1293,12 +1351,16 @@ class ReadTrajectoriesRequest(_message.Message):
         filter: Global___TrajectoryFilter | None = ...,
         limit: _builtins.int = ...,
         newest_first: _builtins.bool = ...,
+        since: _builtins.int | None = ...,
+        columns: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_since", b"_since", "filter", b"filter", "since", b"since"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "limit", b"limit", "newest_first", b"newest_first", "table", b"table"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_since", b"_since", "columns", b"columns", "filter", b"filter", "limit", b"limit", "newest_first", b"newest_first", "since", b"since", "table", b"table"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__since: _TypeAlias = _typing.Literal["since"]  # noqa: Y015
+    _WhichOneofArgType__since: _TypeAlias = _typing.Literal["_since", b"_since"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__since) -> _WhichOneofReturnType__since | None: ...
 
 Global___ReadTrajectoriesRequest: _TypeAlias = ReadTrajectoriesRequest  # noqa: Y015
 
@@ -1309,6 +1371,9 @@ class ReadTrajectoriesResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     TRAJECTORIES_FIELD_NUMBER: _builtins.int
+    CURSOR_FIELD_NUMBER: _builtins.int
+    cursor: _builtins.int
+    """With `since`: what to ask with for what is inserted after the last one of these."""
     @_builtins.property
     def trajectories(self) -> _containers.RepeatedCompositeFieldContainer[_trajectory_pb2.Trajectory]:
         """At least one, whole; one that is too large for a message, having come in chunks, goes in chunks."""
@@ -1317,10 +1382,11 @@ class ReadTrajectoriesResponse(_message.Message):
         self,
         *,
         trajectories: _abc.Iterable[_trajectory_pb2.Trajectory] | None = ...,
+        cursor: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["trajectories", b"trajectories"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cursor", b"cursor", "trajectories", b"trajectories"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1656,3 +1722,110 @@ class RegisterProcessResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RegisterProcessResponse: _TypeAlias = RegisterProcessResponse  # noqa: Y015
+
+@_typing.final
+class AcquireLeaseRequest(_message.Message):
+    """Claims a name."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TABLE_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    HOLDER_FIELD_NUMBER: _builtins.int
+    TTL_SECONDS_FIELD_NUMBER: _builtins.int
+    SHARED_FIELD_NUMBER: _builtins.int
+    table: _builtins.str
+    """The table that is inserted into."""
+    name: _builtins.str
+    """What is claimed, 1 to 128 characters."""
+    holder: _builtins.str
+    """Who claims it, 1 to 128 characters, of no other producer; again by the holder, it lasts longer."""
+    ttl_seconds: _builtins.float
+    """For so long from now on; at most 3600."""
+    shared: _builtins.bool
+    """Others may hold it, too, who say so."""
+    def __init__(
+        self,
+        *,
+        table: _builtins.str = ...,
+        name: _builtins.str = ...,
+        holder: _builtins.str = ...,
+        ttl_seconds: _builtins.float = ...,
+        shared: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["holder", b"holder", "name", b"name", "shared", b"shared", "table", b"table", "ttl_seconds", b"ttl_seconds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AcquireLeaseRequest: _TypeAlias = AcquireLeaseRequest  # noqa: Y015
+
+@_typing.final
+class AcquireLeaseResponse(_message.Message):
+    """Grants a name."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKEN_FIELD_NUMBER: _builtins.int
+    token: _builtins.int
+    """Greater than that of anybody who has lost the name; to be sent with every insert."""
+    def __init__(
+        self,
+        *,
+        token: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["token", b"token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AcquireLeaseResponse: _TypeAlias = AcquireLeaseResponse  # noqa: Y015
+
+@_typing.final
+class ReleaseLeaseRequest(_message.Message):
+    """Gives a name back."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TABLE_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    HOLDER_FIELD_NUMBER: _builtins.int
+    table: _builtins.str
+    """The table."""
+    name: _builtins.str
+    """The name."""
+    holder: _builtins.str
+    """Who held it."""
+    def __init__(
+        self,
+        *,
+        table: _builtins.str = ...,
+        name: _builtins.str = ...,
+        holder: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["holder", b"holder", "name", b"name", "table", b"table"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReleaseLeaseRequest: _TypeAlias = ReleaseLeaseRequest  # noqa: Y015
+
+@_typing.final
+class ReleaseLeaseResponse(_message.Message):
+    """Acknowledges that."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReleaseLeaseResponse: _TypeAlias = ReleaseLeaseResponse  # noqa: Y015

@@ -110,6 +110,16 @@ class ReplayServiceStub:
                 request_serializer=zero_dot_wire_dot_replay__pb2.RegisterProcessRequest.SerializeToString,
                 response_deserializer=zero_dot_wire_dot_replay__pb2.RegisterProcessResponse.FromString,
                 _registered_method=True)
+        self.AcquireLease = channel.unary_unary(
+                '/zero.v1.ReplayService/AcquireLease',
+                request_serializer=zero_dot_wire_dot_replay__pb2.AcquireLeaseRequest.SerializeToString,
+                response_deserializer=zero_dot_wire_dot_replay__pb2.AcquireLeaseResponse.FromString,
+                _registered_method=True)
+        self.ReleaseLease = channel.unary_unary(
+                '/zero.v1.ReplayService/ReleaseLease',
+                request_serializer=zero_dot_wire_dot_replay__pb2.ReleaseLeaseRequest.SerializeToString,
+                response_deserializer=zero_dot_wire_dot_replay__pb2.ReleaseLeaseResponse.FromString,
+                _registered_method=True)
 
 
 class ReplayServiceServicer:
@@ -229,6 +239,21 @@ class ReplayServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def AcquireLease(self, request, context):
+        """Claims a name for a producer, for a while; repeated by the holder well within that while. Who takes a name over
+        gets a greater token, and inserts that carry a smaller one are refused from then on, also after a restart.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReleaseLease(self, request, context):
+        """Gives a name back; nothing happens if the holder does not have it any more.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ReplayServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -306,6 +331,16 @@ def add_ReplayServiceServicer_to_server(servicer, server):
                     servicer.RegisterProcess,
                     request_deserializer=zero_dot_wire_dot_replay__pb2.RegisterProcessRequest.FromString,
                     response_serializer=zero_dot_wire_dot_replay__pb2.RegisterProcessResponse.SerializeToString,
+            ),
+            'AcquireLease': grpc.unary_unary_rpc_method_handler(
+                    servicer.AcquireLease,
+                    request_deserializer=zero_dot_wire_dot_replay__pb2.AcquireLeaseRequest.FromString,
+                    response_serializer=zero_dot_wire_dot_replay__pb2.AcquireLeaseResponse.SerializeToString,
+            ),
+            'ReleaseLease': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReleaseLease,
+                    request_deserializer=zero_dot_wire_dot_replay__pb2.ReleaseLeaseRequest.FromString,
+                    response_serializer=zero_dot_wire_dot_replay__pb2.ReleaseLeaseResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -714,6 +749,60 @@ class ReplayService:
             '/zero.v1.ReplayService/RegisterProcess',
             zero_dot_wire_dot_replay__pb2.RegisterProcessRequest.SerializeToString,
             zero_dot_wire_dot_replay__pb2.RegisterProcessResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AcquireLease(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/zero.v1.ReplayService/AcquireLease',
+            zero_dot_wire_dot_replay__pb2.AcquireLeaseRequest.SerializeToString,
+            zero_dot_wire_dot_replay__pb2.AcquireLeaseResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReleaseLease(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/zero.v1.ReplayService/ReleaseLease',
+            zero_dot_wire_dot_replay__pb2.ReleaseLeaseRequest.SerializeToString,
+            zero_dot_wire_dot_replay__pb2.ReleaseLeaseResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -28,6 +28,8 @@ stable reason that programs may rely on:
   STORE_UNAVAILABLE    UNAVAILABLE          the durable store did not take it; nothing was stored; try again
   RECOVERING           UNAVAILABLE          the server is loading its log; try again
   BAD_WEIGHTS          INVALID_ARGUMENT     weights whose chunks do not add up to the declared size and sha256
+  LEASE_HELD           FAILED_PRECONDITION  another producer holds the name; try again when it has given it back
+  LEASE_LOST           FAILED_PRECONDITION  another producer has taken the name over since; nothing was stored
   UNAUTHENTICATED      UNAUTHENTICATED      no token, or one that the server does not know
 
 Large messages. A call of Insert or UpdateColumns may say in the metadata key `zero-message-bytes` how many bytes its
@@ -111,6 +113,12 @@ class ReplayServiceStub:
     """Says that a process is alive and where its metrics are. Repeated by every process well within the ttl; the live
     ones are served at `/sd` of the server's metrics port in the format of Prometheus HTTP service discovery.
     """
+    AcquireLease: _grpc.UnaryUnaryMultiCallable[_replay_pb2.AcquireLeaseRequest, _replay_pb2.AcquireLeaseResponse]
+    """Claims a name for a producer, for a while; repeated by the holder well within that while. Who takes a name over
+    gets a greater token, and inserts that carry a smaller one are refused from then on, also after a restart.
+    """
+    ReleaseLease: _grpc.UnaryUnaryMultiCallable[_replay_pb2.ReleaseLeaseRequest, _replay_pb2.ReleaseLeaseResponse]
+    """Gives a name back; nothing happens if the holder does not have it any more."""
 
 @_typing.type_check_only
 class ReplayServiceAsyncStub(ReplayServiceStub):
@@ -163,6 +171,12 @@ class ReplayServiceAsyncStub(ReplayServiceStub):
     """Says that a process is alive and where its metrics are. Repeated by every process well within the ttl; the live
     ones are served at `/sd` of the server's metrics port in the format of Prometheus HTTP service discovery.
     """
+    AcquireLease: _aio.UnaryUnaryMultiCallable[_replay_pb2.AcquireLeaseRequest, _replay_pb2.AcquireLeaseResponse]  # type: ignore[assignment]
+    """Claims a name for a producer, for a while; repeated by the holder well within that while. Who takes a name over
+    gets a greater token, and inserts that carry a smaller one are refused from then on, also after a restart.
+    """
+    ReleaseLease: _aio.UnaryUnaryMultiCallable[_replay_pb2.ReleaseLeaseRequest, _replay_pb2.ReleaseLeaseResponse]  # type: ignore[assignment]
+    """Gives a name back; nothing happens if the holder does not have it any more."""
 
 class ReplayServiceServicer(metaclass=_abc_1.ABCMeta):
     """Stores trajectories and serves sequences."""
@@ -302,5 +316,23 @@ class ReplayServiceServicer(metaclass=_abc_1.ABCMeta):
         """Says that a process is alive and where its metrics are. Repeated by every process well within the ttl; the live
         ones are served at `/sd` of the server's metrics port in the format of Prometheus HTTP service discovery.
         """
+
+    @_abc_1.abstractmethod
+    def AcquireLease(
+        self,
+        request: _replay_pb2.AcquireLeaseRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_replay_pb2.AcquireLeaseResponse, _abc.Awaitable[_replay_pb2.AcquireLeaseResponse]]:
+        """Claims a name for a producer, for a while; repeated by the holder well within that while. Who takes a name over
+        gets a greater token, and inserts that carry a smaller one are refused from then on, also after a restart.
+        """
+
+    @_abc_1.abstractmethod
+    def ReleaseLease(
+        self,
+        request: _replay_pb2.ReleaseLeaseRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_replay_pb2.ReleaseLeaseResponse, _abc.Awaitable[_replay_pb2.ReleaseLeaseResponse]]:
+        """Gives a name back; nothing happens if the holder does not have it any more."""
 
 def add_ReplayServiceServicer_to_server(servicer: ReplayServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
