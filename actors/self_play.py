@@ -145,6 +145,8 @@ class SelfPlay:
                 "discount": discounts,
                 "search_policy": np.zeros_like(result.search_policy) if is_cheap else result.search_policy,
                 "search_value": result.search_value,
+                "search_version": np.full(len(actions), weights_version),
+                "reanalysed_at": np.zeros(len(actions)),
                 "chance_code": self._chance_codes(applied, outcomes),
             }
         )

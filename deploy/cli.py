@@ -130,6 +130,9 @@ def train(  # noqa: PLR0913, PLR0917 - one parameter per option, as typer wants 
     actors: Annotated[
         int | None, typer.Option(min=1, help="How many actors play; by default one per core, less one for the learner.")
     ] = None,
+    reanalysers: Annotated[
+        int, typer.Option(min=0, help="How many roles search stored positions again with the newest weights.")
+    ] = 0,
     run_dir: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder of the new run; by default ROOT/RUN-NAME.")
     ] = None,
@@ -204,6 +207,7 @@ def train(  # noqa: PLR0913, PLR0917 - one parameter per option, as typer wants 
         target_score=target_score,
         application=application,
         num_actors=actors,
+        num_reanalysers=reanalysers,
         ray_address=ray_address,
         redis_url=redis_url,
         redis_url_file=redis_url_file,
@@ -295,6 +299,42 @@ def actor(  # noqa: PLR0913, PLR0917 - one parameter per option, as typer wants 
     config = load_experiment(experiment, overrides or [])
     assignment = Assignment(
         Role.ACTOR,
+        RunContext.of(MANUAL_RUN),
+        index=index,
+        host=host,
+        metrics_port=metrics_port,
+        replay_address=replay_address,
+        credentials=Credentials(tls_ca, tls_certificate, tls_key, token_file, insecure),
+    )
+    _be(assignment, config, log_level)
+
+
+@app.command()
+def reanalyser(  # noqa: PLR0913, PLR0917 - one parameter per option, as typer wants it
+    experiment: Experiment = "triangle",
+    overrides: Overrides = None,
+    index: Annotated[
+        int, typer.Option(min=0, help="Which of the run's reanalysers. Every one of a run needs its own number.")
+    ] = 0,
+    replay_address: ReplayAddress = DEFAULT_ADDRESS,
+    tls_ca: TlsCa = None,
+    tls_certificate: TlsCertificate = None,
+    tls_key: TlsKey = None,
+    token_file: ClientTokenFile = None,
+    insecure: PlaintextToken = False,
+    host: Host = "127.0.0.1",
+    metrics_port: MetricsPort = 0,
+    log_level: LogLevel = "info",
+) -> None:
+    """Be a reanalyser: search stored positions again with the newest weights, write back policies and values.
+
+    Any number of them may come and go; `reanalyse.steps_per_insert` says how much they do together.
+
+    Example: `zero reanalyser --replay-address 127.0.0.1:8470 --index 1`
+    """
+    config = load_experiment(experiment, overrides or [])
+    assignment = Assignment(
+        Role.REANALYSER,
         RunContext.of(MANUAL_RUN),
         index=index,
         host=host,

@@ -57,6 +57,8 @@ class Figures:
         batch_wait_fraction: part of its time that the learner waited for batches.
         weights_version: the newest published.
         staleness_versions: how far the data of the last batch lay behind it, in versions.
+        search_staleness_versions: how far the searches lay behind it whose results the last batch had.
+        reanalysed_fraction: part of the last batch that was searched again after play.
         replay_steps: steps that can be drawn.
         games: games finished since the first scrape.
         recent_score: mean of the last 100 games of every actor.
@@ -76,6 +78,8 @@ class Figures:
     batch_wait_fraction: float
     weights_version: float
     staleness_versions: float
+    search_staleness_versions: float
+    reanalysed_fraction: float
     replay_steps: float
     games: float
     recent_score: float
@@ -203,6 +207,8 @@ class RunFigures:
             batch_wait_fraction=self._rate(BATCH_WAIT),
             weights_version=self._latest(scrape, "zero_replay_weights_version"),
             staleness_versions=self._latest(scrape, "zero_learner_staleness_versions"),
+            search_staleness_versions=self._latest(scrape, "zero_learner_search_staleness_versions"),
+            reanalysed_fraction=self._latest(scrape, "zero_learner_reanalysed_ratio"),
             replay_steps=self._latest(scrape, "zero_replay_steps"),
             games=totals[GAMES],
             recent_score=self._latest(scrape, "zero_actor_recent_score"),

@@ -47,6 +47,7 @@ class TrainOptions:
         target_score: mean score of the search, as the evaluator measures it, at which it is finished; None for any.
         application: whose run it is.
         num_actors: how many actors; None for one per core, less one for the learner.
+        num_reanalysers: how many roles search stored positions again.
         ray_address: a Ray cluster to join; None starts Ray here.
         redis_url: a Redis to keep the replay data in; None starts a private one.
         redis_url_file: holds the same.
@@ -64,6 +65,7 @@ class TrainOptions:
     target_score: float | None = None
     application: str = DEFAULT_APPLICATION
     num_actors: int | None = None
+    num_reanalysers: int = 0
     ray_address: str | None = None
     redis_url: str | None = field(default=None, repr=False)  # may hold a password
     redis_url_file: Path | None = None
@@ -115,7 +117,9 @@ def train(config: ExperimentConfig, folder: RunFolder, options: TrainOptions, co
         view.event(f"    run      {folder.path}")
         place = f"joining Ray at {options.ray_address}" if options.ray_address else "on this machine"
         view.event(f"    starting {place}")
-        with closing(RayFleet(config, options.ray_address, options.num_actors, options.log_level)) as fleet:
+        with closing(
+            RayFleet(config, options.ray_address, options.num_actors, options.num_reanalysers, options.log_level)
+        ) as fleet:
             # Ray sets a handler of its own.
             interrupts.install()
             supervisor = Supervisor(fleet, lambda text: view.event(f"    {text}"))
@@ -371,6 +375,8 @@ def _start_others(supervisor: Supervisor, fleet: RayFleet, assigning: _Assigning
     supervisor.start(assigning.to(Role.LEARNER))
     for index in range(fleet.num_actors):
         supervisor.start(assigning.to(Role.ACTOR, index))
+    for index in range(assigning.options.num_reanalysers):
+        supervisor.start(assigning.to(Role.REANALYSER, index))
     if assigning.options.evaluator:
         supervisor.start(assigning.to(Role.EVALUATOR))
 

@@ -135,6 +135,7 @@ def one_line(figures: Figures) -> str:
         f"samples per insert {_number(figures.samples_per_insert)}",
         f"weights {_number(figures.weights_version, 0)}",
         f"staleness {_number(figures.staleness_versions)}",
+        *([f"reanalysed {_percent(figures.reanalysed_fraction)}"] if figures.reanalysed_fraction > 0 else []),
         f"replay steps {_number(figures.replay_steps, 0)}",
         f"score {_number(figures.recent_score)}",
     ]
@@ -195,6 +196,11 @@ def _throughput(status: Status, figures: Figures) -> Table:
         ("value loss", _number(figures.value_loss, 3)),
         ("learner waits", _percent(figures.batch_wait_fraction)),
     ]
+    if figures.reanalysed_fraction > 0:
+        cells += [
+            ("reanalysed", _percent(figures.reanalysed_fraction)),
+            ("searches behind, versions", _number(figures.search_staleness_versions)),
+        ]
     for row in range(0, len(cells), 3):
         table.add_row(*(Text.assemble((f"{name} ", "dim"), (value, "bold")) for name, value in cells[row : row + 3]))
     return table

@@ -29,8 +29,8 @@ logger = logging.getLogger(__name__)
 
 HOST_THREADS = 4
 """One for the role itself, the others answer while it runs."""
-EVALUATOR_NICENESS = 5
-"""Measuring gives way to playing and learning where they share cores."""
+NICENESS = {Role.EVALUATOR: 5, Role.REANALYSER: 5}
+"""Measuring and searching again give way to playing and learning where they share cores."""
 CONNECT_SECONDS = 5.0
 PARENT_POLL_SECONDS = 1.0
 ORPHAN_GRACE_SECONDS = 10.0
@@ -84,8 +84,7 @@ class RoleHost:
 
     def run(self) -> Outcome:
         """Be the role until `stop`."""
-        if self._assignment.role is Role.EVALUATOR:
-            os.nice(EVALUATOR_NICENESS)
+        os.nice(NICENESS.get(self._assignment.role, 0))
         logger.info("%s starts", self._assignment.name)
         try:
             return self._run()
@@ -144,7 +143,9 @@ class RayFleet:
     Args:
         config: the experiment.
         ray_address: a cluster to join, "auto" for the one of this machine; None starts Ray here.
-        num_actors: how many actor roles there will be; None for one per core, less one for the learner.
+        num_actors: how many actor roles there will be; None for one per core, less one for the learner, and in a
+            cluster less one for each reanalyser.
+        num_reanalysers: how many of these there will be; on one machine they give way to the others.
         log_level: of the roles' log files.
 
     Attributes:
@@ -155,7 +156,12 @@ class RayFleet:
     """
 
     def __init__(
-        self, config: ExperimentConfig, ray_address: str | None, num_actors: int | None, log_level: str
+        self,
+        config: ExperimentConfig,
+        ray_address: str | None,
+        num_actors: int | None,
+        num_reanalysers: int,
+        log_level: str,
     ) -> None:
         self._config = config.model_dump(mode="json")
         self._game = pack_game(config)
@@ -166,10 +172,11 @@ class RayFleet:
         set_ray_environment()
         if ray_address is None:
             self.num_actors = num_actors or max(1, len(os.sched_getaffinity(0)) - 1)
-            self._temp_dir = start_private_ray(num_cpus=self.num_actors + 1)  # one for the learner and each actor
+            # One for the learner and each role that computes all the time.
+            self._temp_dir = start_private_ray(num_cpus=self.num_actors + num_reanalysers + 1)
         else:
             _join_ray(ray_address)
-            self.num_actors = num_actors or max(1, int(ray.cluster_resources().get("CPU", 0)) - 1)
+            self.num_actors = num_actors or max(1, int(ray.cluster_resources().get("CPU", 0)) - 1 - num_reanalysers)
         self._node_id = ray.get_runtime_context().get_node_id()
         self._has_gpu = _has_gpu(self._node_id)
 
@@ -236,7 +243,7 @@ class RayFleet:
 
     def _options(self, role: Role) -> dict[str, Any]:
         options: dict[str, Any] = {
-            "num_cpus": 1 if role in {Role.ACTOR, Role.LEARNER} else 0,
+            "num_cpus": 1 if role in {Role.ACTOR, Role.REANALYSER, Role.LEARNER} else 0,
             "max_concurrency": HOST_THREADS,
             "max_restarts": 0,
             "runtime_env": {"env_vars": {"OMP_NUM_THREADS": "1"}},

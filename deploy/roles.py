@@ -23,7 +23,12 @@ class Role(StrEnum):
     REPLAY_SERVER = "replay-server"
     LEARNER = "learner"
     ACTOR = "actor"
+    REANALYSER = "reanalyser"
     EVALUATOR = "evaluator"
+
+
+NUMBERED = frozenset({Role.ACTOR, Role.REANALYSER})
+"""Roles of which there may be several."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +38,7 @@ class Assignment:
     Attributes:
         role: what to be.
         context: the run.
-        index: which of several actors.
+        index: which of several actors or reanalysers.
         host: interface to serve on, also in what others are told.
         port: gRPC port of the replay server; 0 takes a free one.
         metrics_port: where /metrics is served; 0 takes a free one.
@@ -78,7 +83,7 @@ class Assignment:
     @property
     def name(self) -> str:
         """Unique within a run: "learner", "actor-3"."""
-        return f"{self.role.value}-{self.index}" if self.role is Role.ACTOR else self.role.value
+        return f"{self.role.value}-{self.index}" if self.role in NUMBERED else self.role.value
 
 
 @dataclass(frozen=True)
@@ -220,6 +225,20 @@ def _run_actor(assignment: Assignment, config: ExperimentConfig, stop: Event) ->
     run_actor(config, settings, stop)
 
 
+def _run_reanalyser(assignment: Assignment, config: ExperimentConfig, stop: Event) -> None:
+    from actors.reanalyser import ReanalyserSettings, run_reanalyser  # noqa: PLC0415
+
+    settings = ReanalyserSettings(
+        replay_address=assignment.replay_address,
+        index=assignment.index,
+        entropy=assignment.entropy,
+        metrics_host=assignment.host,
+        metrics_port=assignment.metrics_port,
+        credentials=assignment.credentials,
+    )
+    run_reanalyser(config, settings, stop)
+
+
 def _run_evaluator(assignment: Assignment, config: ExperimentConfig, stop: Event) -> None:
     from actors.best_weights import BestWeightsError  # noqa: PLC0415
     from actors.evaluator import EvaluatorSettings, run_evaluator  # noqa: PLC0415
@@ -242,6 +261,7 @@ def _run_evaluator(assignment: Assignment, config: ExperimentConfig, stop: Event
 _RUNNERS: dict[Role, Callable[[Assignment, ExperimentConfig, Event], None]] = {
     Role.LEARNER: _run_learner,
     Role.ACTOR: _run_actor,
+    Role.REANALYSER: _run_reanalyser,
     Role.EVALUATOR: _run_evaluator,
 }
 

@@ -17,14 +17,14 @@ READY_POLL_SECONDS = 0.2
 PLACEMENT_SECONDS = 30.0
 """A role whose process is not there after this time is waiting for a machine."""
 STOP_STAGES = (
-    ((Role.ACTOR, Role.EVALUATOR), (Role.ACTOR,)),
+    ((Role.ACTOR, Role.REANALYSER, Role.EVALUATOR), (Role.ACTOR, Role.REANALYSER)),
     ((Role.LEARNER,), (Role.LEARNER, Role.EVALUATOR)),
     ((Role.REPLAY_SERVER,), (Role.REPLAY_SERVER,)),
 )
 """Who is asked to stop, and who is awaited before the next are asked.
 
-Actors end before the learner, so that it saves a state that includes all they played; an evaluator in the middle of
-something keeps nobody from saving; the replay server outlives all.
+Actors and reanalysers end before the learner, so that it saves a state that includes all they did; an evaluator in the
+middle of something keeps nobody from saving; the replay server outlives all.
 """
 STOP_GRACE_SECONDS = 30.0
 

@@ -16,7 +16,7 @@ from learner.calibration import value_calibration
 from learner.checkpoint import Checkpoint, CheckpointStore
 from learner.data_user import DataUser
 from learner.losses import Loss, TrainingBatch, compute_loss
-from learner.metrics import LearnerMetrics
+from learner.metrics import SEARCH_WINDOWS, LearnerMetrics
 from learner.weights_publisher import WeightsPublisher
 from replay_server.client import ReplayClient, create_table_when_reachable, registered_process
 from replay_server.credentials import Credentials
@@ -90,7 +90,7 @@ class Learner:
 
     def windows(self) -> dict[str, int]:
         """Steps needed of every column."""
-        return self._batches.windows()
+        return self._batches.windows() | SEARCH_WINDOWS
 
     def prepare(self, batch: SequenceBatch) -> TrainingBatch:
         """Encode the drawn positions and compute their targets."""
@@ -224,6 +224,7 @@ class LearnerLoop:
         version = self._publisher.version
         metrics.weights_version.set(version)
         metrics.staleness.set(max(0.0, version - float(batch.weights_versions.mean())) if version else 0.0)
+        metrics.report_searches(batch, version, time.time())
 
     def _publish_first(self, stop: Event) -> None:
         """Publish until the server has it: before that nobody plays, and there would never be a batch."""

@@ -1,6 +1,12 @@
 """The learner's Prometheus metrics."""
 
+import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from zero.trajectories import SequenceBatch
+
+SEARCH_WINDOWS = {"search_version": 1, "reanalysed_at": 1}
+"""What tells how old a search is, for the metrics; nothing is learned from it."""
 
 
 class LearnerMetrics:
@@ -82,6 +88,21 @@ class LearnerMetrics:
             "Mean of newest published version minus the version that played the data, last batch.",
             registry=self.registry,
         )
+        self.search_staleness = Gauge(
+            "zero_learner_search_staleness_versions",
+            "Mean of newest published version minus the version that searched the drawn positions last, last batch.",
+            registry=self.registry,
+        )
+        self.reanalysed = Gauge(
+            "zero_learner_reanalysed_ratio",
+            "Share of the drawn positions that were searched again after play, last batch.",
+            registry=self.registry,
+        )
+        self.reanalysed_age = Gauge(
+            "zero_learner_reanalysed_age_seconds",
+            "Mean time since these were searched again, last batch; NaN if none was.",
+            registry=self.registry,
+        )
         self.batch_wait = Counter(
             "zero_learner_batch_wait_seconds", "Time spent waiting for batches.", registry=self.registry
         )
@@ -94,3 +115,18 @@ class LearnerMetrics:
         self.checkpoint_timestamp = Gauge(
             "zero_learner_checkpoint_timestamp_seconds", "When the last checkpoint was saved.", registry=self.registry
         )
+
+    def report_searches(self, batch: SequenceBatch, newest_version: int, now: float) -> None:
+        """Enter how old the searches are whose results are learned.
+
+        Args:
+            batch: with the columns of SEARCH_WINDOWS.
+            newest_version: of the published weights; 0 before any.
+            now: Unix time.
+        """
+        times = batch.columns["reanalysed_at"][:, 0].astype(np.float64)
+        reanalysed = times > 0
+        behind = newest_version - batch.columns["search_version"][:, 0].astype(np.float64)
+        self.search_staleness.set(max(0.0, float(behind.mean())) if newest_version else 0.0)
+        self.reanalysed.set(float(reanalysed.mean()))
+        self.reanalysed_age.set(float((now - times[reanalysed]).mean()) if reanalysed.any() else float("nan"))

@@ -160,6 +160,17 @@ class ReplayConfig(Section):
     durability: Literal["memory", "redis"] = "redis"
 
 
+class ReanalyseConfig(Section):
+    """What reanalysers search again, where there are any (Schrittwieser et al. 2021, "Online and offline RL").
+
+    Attributes:
+        steps_per_insert: steps that all of them together search again per step that is played; 0 for as many as they
+            manage.
+    """
+
+    steps_per_insert: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+
+
 class LearnerConfig(Section):
     """How the network is trained.
 
@@ -245,6 +256,7 @@ class ExperimentConfig(Section):
     search: SearchConfig = SearchConfig()
     self_play: SelfPlayConfig = SelfPlayConfig()
     replay: ReplayConfig = ReplayConfig()
+    reanalyse: ReanalyseConfig = ReanalyseConfig()
     learner: LearnerConfig = LearnerConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
 

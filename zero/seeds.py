@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-STREAMS: Mapping[str, int] = {"replay-server": 0, "learner": 1, "actor": 2, "evaluator": 3}
+STREAMS: Mapping[str, int] = {"replay-server": 0, "learner": 1, "actor": 2, "evaluator": 3, "reanalyser": 4}
 """The first word of a role's spawn key."""
 _INCARNATION_BITS = 32
 

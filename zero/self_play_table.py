@@ -17,8 +17,9 @@ def self_play_signature(game: Game) -> Signature:
     observation: compact, before the move. action: what was played. reward: what it earned the player who moved.
     discount: 0 if the step ended the game, else 1, or -1 where the player changed; the learner multiplies it with the
     config's discount. search_policy: the policy target over all actions, zeros where it is not to be learned.
-    search_value: the root value of the search. chance_code, where the game names codes: of the outcome that followed
-    the action, NO_CODE where none did.
+    search_value: the root value of the search. search_version: the version of the weights that searched it last.
+    reanalysed_at: Unix time at which it was last searched again, 0 if only in play. chance_code, where the game names
+    codes: of the outcome that followed the action, NO_CODE where none did.
     """
     sizes = game.chance_code_sizes
     codes = (ColumnSpec("chance_code", "uint8", (len(sizes),)),) if sizes else ()
@@ -29,6 +30,8 @@ def self_play_signature(game: Game) -> Signature:
         ColumnSpec("discount", "float32"),
         ColumnSpec("search_policy", "float16", (game.num_actions,)),
         ColumnSpec("search_value", "float32"),
+        ColumnSpec("search_version", "uint32"),
+        ColumnSpec("reanalysed_at", "float64"),
         *codes,
     )
 

@@ -70,6 +70,17 @@ def test_the_panel_can_be_drawn_before_anything_is_known_and_in_a_narrow_termina
     assert all(len(line) <= 60 for line in shown(KNOWN, width=60).splitlines())
 
 
+def test_what_was_searched_again_is_shown_where_something_was() -> None:
+    """In both views, and in neither of a run without reanalysers."""
+    reanalysed = replace(KNOWN, reanalysed_fraction=0.375, search_staleness_versions=2.25)
+    assert "reanalysed 38 %" in one_line(reanalysed)
+    text = " ".join(shown(reanalysed).split())
+    assert "reanalysed 38 %" in text
+    assert "searches behind, versions 2.2" in text
+    for figures in (KNOWN, replace(KNOWN, reanalysed_fraction=0.0)):
+        assert "reanalysed" not in one_line(figures) + shown(figures)
+
+
 def test_one_line_holds_the_main_figures() -> None:
     """The plain view says the same in one line."""
     assert "\n" not in one_line(KNOWN)

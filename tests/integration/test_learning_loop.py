@@ -224,6 +224,8 @@ def trajectory(number: int, steps: int = 10) -> Trajectory:
         "discount": np.ones(steps, np.float32),
         "search_policy": np.full((steps, 9), 1 / 9, np.float16),
         "search_value": np.zeros(steps, np.float32),
+        "search_version": np.zeros(steps, np.uint32),
+        "reanalysed_at": np.zeros(steps),
     }
     return Trajectory(f"t-{number}", "a", 0, number, True, False, columns, {"score": 0.0})
 
