@@ -19,7 +19,7 @@ class Target:
     """A process that serves /metrics.
 
     Attributes:
-        role: "replay_server", "learner", "actor", "evaluator".
+        role: "replay_server", "learner", "actor", "reanalyser", "evaluator".
         process_id: unique among live processes.
         address: host:port of /metrics. A process that was restarted has another, so its counters are new series.
     """

@@ -519,7 +519,7 @@ def registered_process(
 
     Args:
         client: of the replay server.
-        role: "learner", "actor", "evaluator" or a role of your own.
+        role: "learner", "actor", "reanalyser", "evaluator" or a role of your own.
         process_id: unique among live processes.
         registry: what /metrics shows.
         host: interface that serves it, as others reach this machine.

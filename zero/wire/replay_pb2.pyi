@@ -1678,7 +1678,7 @@ class RegisterProcessRequest(_message.Message):
     METRICS_ADDRESS_FIELD_NUMBER: _builtins.int
     PID_FIELD_NUMBER: _builtins.int
     role: _builtins.str
-    """"learner", "actor", "evaluator"."""
+    """"learner", "actor", "reanalyser", "evaluator"."""
     process_id: _builtins.str
     """Unique among live processes, for example "actor-0"."""
     metrics_address: _builtins.str
