@@ -29,7 +29,7 @@ from replay_server.client import (
 from replay_server.credentials import Credentials
 from zero.config import ExperimentConfig
 from zero.games.registry import make_game
-from zero.networks.residual import make_network
+from zero.networks.make_network import make_network
 from zero.search.tree_search import TreeSearch
 from zero.seeds import process_seeds
 from zero.self_play_table import TABLE_NAME, self_play_table

@@ -26,8 +26,8 @@ from tests.replay_server.killable import killable_server
 from tests.roles import running, wait_until
 from zero.config import parse_config
 from zero.games.registry import make_game
-from zero.networks.inference import InferenceNetwork
-from zero.networks.residual import make_network
+from zero.networks.inference import make_inference
+from zero.networks.make_network import make_network
 from zero.networks.weights import weights_to_bytes
 from zero.search.make_search import make_search
 from zero.self_play_table import TABLE_NAME, self_play_table
@@ -69,7 +69,7 @@ def network(seed: int) -> torch.nn.Module:
 def games(number: int, version: int = 1, seed: int = 0) -> list[Trajectory]:
     """So many finished games of an actor."""
     self_play = SelfPlay(GAME, CONFIG.self_play, 6, f"actor-{seed}", np.random.SeedSequence(seed), WIDTH)
-    search = make_search(GAME, InferenceNetwork(network(0)), CONFIG, WIDTH)
+    search = make_search(GAME, make_inference(network(0)), CONFIG, WIDTH)
     finished: list[Trajectory] = []
     while len(finished) < number:
         finished += self_play.play_move(search, version)[0]
@@ -131,7 +131,7 @@ def fresh_search(seen: SequenceBatch, version: int, weights: int, seed: int) -> 
     positions = choose_positions(seen, version, WIDTH)
     assert positions is not None
     seeds = np.random.default_rng(seed).integers(0, 2**64, WIDTH, dtype=np.uint64)
-    search = make_search(GAME, InferenceNetwork(network(weights)), CONFIG, WIDTH)
+    search = make_search(GAME, make_inference(network(weights)), CONFIG, WIDTH)
     number = len(positions.keys)
     rows = np.arange(WIDTH) % number
     result = search.run(GAME.decode(positions.observations[rows]), seeds, CONFIG.self_play.noise_scale)
@@ -260,7 +260,7 @@ def test_targets_follow(client: ReplayClient) -> None:
     assert 0 < reanalysed.mean() < 1
     for row in np.flatnonzero(reanalysed):
         policy = steps[int(batch.keys[row])]["search_policy"].astype(np.float32)
-        np.testing.assert_allclose(prepared.target_policy[row], policy / policy.sum(), rtol=1e-5)
+        np.testing.assert_allclose(prepared.target_policy[row, 0], policy / policy.sum(), rtol=1e-5)
     # The value of a later step in the window is that which the table has now.
     stored = {whole.trajectory_id: whole.columns for whole in client.read_trajectories(TABLE_NAME)}
     values = {column.tobytes() for whole in stored.values() for column in whole["search_value"][:, None]}
@@ -293,7 +293,7 @@ def test_the_learner_tells_how_old_its_searches_are(client: ReplayClient) -> Non
 def test_play_says_which_weights_searched_each_move() -> None:
     """Of every move, not only of the first one; nothing is reanalysed yet."""
     self_play = SelfPlay(GAME, CONFIG.self_play, 6, "actor-0", np.random.SeedSequence(0), WIDTH)
-    search = make_search(GAME, InferenceNetwork(network(0)), CONFIG, WIDTH)
+    search = make_search(GAME, make_inference(network(0)), CONFIG, WIDTH)
     finished = [game for version in range(20, 32) for game in self_play.play_move(search, version)[0]]
     assert finished
     for game in finished:

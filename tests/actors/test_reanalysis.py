@@ -13,8 +13,8 @@ from zero.config import ExperimentConfig, parse_config
 from zero.games.game import Game
 from zero.games.random_play import random_legal_actions
 from zero.games.registry import make_game
-from zero.networks.inference import InferenceNetwork
-from zero.networks.residual import make_network
+from zero.networks.inference import make_inference
+from zero.networks.make_network import make_network
 from zero.search.make_search import make_search
 from zero.search.tree_search import TreeSearch
 from zero.self_play_table import self_play_signature, self_play_table
@@ -23,7 +23,7 @@ from zero.trajectories import SequenceBatch
 WIDTH = 8
 
 
-def config_for(game: str, root_policy: str = "gumbel") -> ExperimentConfig:
+def config_for(game: str, root_policy: str = "gumbel", model: str = "rules") -> ExperimentConfig:
     """Small, with noise."""
     settings = [
         f"game.name={game}",
@@ -32,13 +32,15 @@ def config_for(game: str, root_policy: str = "gumbel") -> ExperimentConfig:
         "search.max_num_considered_actions=4",
         "network.channels=8",
         "network.blocks=1",
+        f"network.model={model}",
+        f"learner.unroll_steps={2 if model == 'learned' else 0}",
     ]
     return parse_config("", settings)
 
 
 def some_search(config: ExperimentConfig, game: Game) -> TreeSearch:
     """With a network that tells positions apart."""
-    return make_search(game, InferenceNetwork(make_network(game, config.network, 3)), config, WIDTH)
+    return make_search(game, make_inference(make_network(game, config.network, 3)), config, WIDTH)
 
 
 def some_states(game: Game, number: int) -> np.ndarray:
@@ -60,11 +62,18 @@ def stored(game: Game, states: np.ndarray, policies: np.ndarray | None = None) -
     return Positions(keys, game.observation(states), policies, np.zeros(number, np.float32))
 
 
-@pytest.mark.parametrize("root_policy", ["gumbel", "puct"])
-@pytest.mark.parametrize("name", ["triangle", "tic_tac_toe"])
-def test_it_is_a_fresh_search_of_the_position(name: str, root_policy: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "root_policy", "model"),
+    [
+        ("triangle", "gumbel", "rules"),
+        ("triangle", "gumbel", "learned"),
+        ("tic_tac_toe", "puct", "rules"),
+        ("tic_tac_toe", "puct", "learned"),
+    ],
+)
+def test_it_is_a_fresh_search_of_the_position(name: str, root_policy: str, model: str) -> None:
     """Bit for bit what a search in play gives with the same seeds, alone in its batch or among others."""
-    config = config_for(name, root_policy)
+    config = config_for(name, root_policy, model)
     game = make_game(name, {})
     states = some_states(game, WIDTH)
     seeds = np.random.default_rng(5).integers(0, 2**64, WIDTH, dtype=np.uint64)
