@@ -90,7 +90,7 @@ class Learner:
 
     def windows(self) -> dict[str, int]:
         """Steps needed of every column."""
-        return self._batches.windows() | SEARCH_WINDOWS
+        return self._batches.windows()
 
     def prepare(self, batch: SequenceBatch) -> TrainingBatch:
         """Encode the drawn positions and compute their targets."""
@@ -150,7 +150,10 @@ class Learner:
 
 
 class LearnerLoop:
-    """One learner's way through its run: draw, train, report, publish, save."""
+    """One learner's way through its run: draw, train, report, publish, save.
+
+    Its batches have the columns of `Learner.windows` and, for the metrics, of SEARCH_WINDOWS.
+    """
 
     def __init__(
         self,
@@ -273,7 +276,7 @@ def run_learner(config: ExperimentConfig, settings: LearnerSettings, stop: Event
                 TrajectoryBuffer(
                     client,
                     TABLE_NAME,
-                    SampleSpec(learner_config.batch_size, learner.windows()),
+                    SampleSpec(learner_config.batch_size, learner.windows() | SEARCH_WINDOWS),
                     prefetch=learner_config.prefetch_batches,
                     stop=stop,
                 )

@@ -18,7 +18,7 @@ from actors.self_play import SelfPlay
 from actors.tuning import Tuning
 from actors.weights_client import WeightsClient
 from learner.learner import Learner
-from learner.metrics import LearnerMetrics
+from learner.metrics import SEARCH_WINDOWS, LearnerMetrics
 from replay_server.answers import ReplayTimeout, UpdateResult
 from replay_server.client import ReplayClient
 from replay_server.server import ReplayServer, ReplayServerSettings
@@ -253,7 +253,7 @@ def test_targets_follow(client: ReplayClient) -> None:
     """The policy target is the new one, the value target is built from the new values where the window has them."""
     learner = Learner(CONFIG, GAME, torch.device("cpu"))
     reanalyse_once(client.address, seed=4)
-    batch = client.sample(TABLE_NAME, 400, learner.windows())
+    batch = client.sample(TABLE_NAME, 400, learner.windows() | SEARCH_WINDOWS)
     steps = table_of(client)
     prepared = learner.prepare(batch)
     reanalysed = batch.columns["reanalysed_at"][:, 0] > 0
@@ -275,12 +275,13 @@ def test_the_learner_tells_how_old_its_searches_are(client: ReplayClient) -> Non
     """Share, versions and seconds of what it learns from, against a count by hand."""
     learner, metrics = Learner(CONFIG, GAME, torch.device("cpu")), LearnerMetrics()
     value = metrics.registry.get_sample_value
-    metrics.report_searches(client.sample(TABLE_NAME, 200, learner.windows()), 2, 0.0)
+    windows = learner.windows() | SEARCH_WINDOWS
+    metrics.report_searches(client.sample(TABLE_NAME, 200, windows), 2, 0.0)
     assert value("zero_learner_reanalysed_ratio") == 0
     assert value("zero_learner_search_staleness_versions") == 1
     assert np.isnan(value("zero_learner_reanalysed_age_seconds"))
     reanalyse_once(client.address, seed=4)
-    batch = client.sample(TABLE_NAME, 200, learner.windows())
+    batch = client.sample(TABLE_NAME, 200, windows)
     times = batch.columns["reanalysed_at"][:, 0]
     metrics.report_searches(batch, 7, float(times.max()) + 10)
     share = float((times > 0).mean())

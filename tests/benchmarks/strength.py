@@ -2,8 +2,11 @@
 
 Run it: `nice .venv/bin/python tests/benchmarks/strength.py [--seconds 240] [--seeds 0 1] [--set KEY=VALUE]`. Actor and
 learner take turns, so that each gets half of the seconds, and are the project's own but for the replay, which is an
-array. Seconds are of the processor, so that another program beside it disturbs little; compiling is not counted.
-Prints one JSON object per seed.
+array. With `--reanalyse 0.25` a reanalyser takes a quarter of the actor's half. With `--moves 6000` only so many are
+played, as where play is dear; the actor's half goes on with reanalysing, or idles.
+
+Seconds are of the processor, so that another program beside it disturbs little; compiling is not counted. Prints one
+JSON object per seed.
 """
 
 import argparse
@@ -19,9 +22,12 @@ from numpy.typing import NDArray
 
 from actors.evaluation import MAX_SLOTS, EvaluationScore, FixedWidthPlayer, Schedule, play_games
 from actors.players import PolicyPlayer, RandomPlayer, SearchPlayer
+from actors.reanalyser import LOOKED_AT
+from actors.reanalysis import WINDOWS, Reanalysed, Reanalysis, choose_positions
 from actors.self_play import SelfPlay
 from actors.tuning import tune
 from learner.learner import Learner
+from learner.metrics import SEARCH_WINDOWS
 from replay_server.sum_tree import SumTree
 from zero.config import ExperimentConfig, parse_config
 from zero.games.game import Game
@@ -33,6 +39,7 @@ from zero.self_play_table import self_play_signature
 from zero.trajectories import SequenceBatch, Trajectory
 
 RECENT_GAMES = 200
+IDLE_SECONDS = 0.01
 
 
 class Buffer:
@@ -74,6 +81,27 @@ class Buffer:
             table_size=min(self.num_inserted, self._capacity),
         )
 
+    def peek(self, number: int) -> SequenceBatch:
+        """Look at positions, each equally likely."""
+        slots = self._rng.integers(0, min(self.num_inserted, self._capacity), number)
+        return SequenceBatch(
+            columns={name: self._columns[name][slots][:, None] for name in WINDOWS},
+            keys=slots.astype(np.uint64),
+            probabilities=np.full(number, 1 / min(self.num_inserted, self._capacity)),
+            lengths=np.ones(number, np.int32),
+            weights_versions=np.zeros(number, np.uint64),
+            terminated=np.zeros(number, np.bool_),
+            table_size=min(self.num_inserted, self._capacity),
+        )
+
+    def update_searches(self, found: Reanalysed, version: int) -> None:
+        """Replace what searches of positions found."""
+        slots = found.keys.astype(np.int64)
+        self._columns["search_policy"][slots] = found.policies
+        self._columns["search_value"][slots] = found.values
+        self._columns["search_version"][slots] = version
+        self._columns["reanalysed_at"][slots] = 1.0  # at some time
+
     def update_priorities(self, keys: NDArray[np.uint64], priorities: NDArray[np.float32]) -> None:
         """Set the priorities of drawn positions."""
         self._highest = max(self._highest, float(priorities.max()))
@@ -92,6 +120,8 @@ class Progress:
         simulations_per_second: of the actor's processor time.
         recent_scores: mean of the last self-play games, noise included, at each quarter of the budget; None before any.
         optimism: mean of search value less discounted return in the last games.
+        reanalysed: positions searched again.
+        reanalysed_ratio: share of the drawn positions that had been.
     """
 
     games: int
@@ -101,6 +131,21 @@ class Progress:
     simulations_per_second: float
     recent_scores: list[float | None]
     optimism: float | None
+    reanalysed: int
+    reanalysed_ratio: float
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """How the actor's half of the time is shared.
+
+    Attributes:
+        reanalyse: part of it that a reanalyser gets, 0 to below 1.
+        most_moves: played at most; 0 for any number.
+    """
+
+    reanalyse: float = 0.0
+    most_moves: int = 0
 
 
 def _mean(values: deque[float]) -> float | None:
@@ -108,16 +153,18 @@ def _mean(values: deque[float]) -> float | None:
 
 
 class Training:
-    """An actor and a learner that take turns."""
+    """An actor, a learner and maybe a reanalyser that take turns."""
 
-    def __init__(self, config: ExperimentConfig, game: Game) -> None:
-        self._config, self._game = config, game
+    def __init__(self, config: ExperimentConfig, game: Game, sharing: Sharing) -> None:
+        self._config, self._game, self._sharing = config, game, sharing
         self.learner = Learner(config, game, torch.device("cpu"))
         self._buffer = Buffer(game, config, np.random.default_rng((config.seed, 1)))
         self._tuning = tune(game, self.learner.network, config, time.process_time)
         self._self_play = self._make_self_play(np.random.SeedSequence(config.seed))
         self._search, self._built_at = self._build_search(), 0
-        self._games = self._simulations = 0
+        self._reanalysis = Reanalysis(game, config, np.random.default_rng((config.seed, 2)))
+        self._games = self._simulations = self._reanalysed = 0
+        self._drawn_reanalysed: list[float] = []
         self._scores: deque[float] = deque(maxlen=RECENT_GAMES)
         self._optimism: deque[float] = deque(maxlen=RECENT_GAMES)
 
@@ -125,7 +172,7 @@ class Training:
         """Until both sides have had half of the seconds of processor time."""
         # Compiles what an actor needs, on games of its own.
         self._make_self_play(np.random.SeedSequence((self._config.seed, 1))).play_move(self._search, 0)
-        played = learned = 0.0
+        played = learned = reanalysed = began = 0.0  # the actor's half has `played`, of it the reanalyser's part
         quarters: list[float | None] = []
         while played < seconds / 2:
             may_learn = self._buffer.num_inserted >= self._config.replay.min_size_to_sample
@@ -134,10 +181,17 @@ class Training:
                 self._learn()
                 learned += time.process_time() - started
                 continue
-            self._play()
+            due = self._is_full or reanalysed < self._sharing.reanalyse * (played - began)
+            if may_learn and self._sharing.reanalyse and due:
+                self._reanalyse()
+                reanalysed += time.process_time() - started
+            elif self._is_full:
+                played += IDLE_SECONDS
+            else:
+                self._play()
             played += time.process_time() - started
             if not may_learn:
-                learned = played  # the learner waits
+                learned = began = played  # the others wait
             if played >= (len(quarters) + 1) * seconds / 8:
                 quarters.append(_mean(self._scores))
         moves, steps = self._buffer.num_inserted, self.learner.training_step
@@ -149,7 +203,13 @@ class Training:
             simulations_per_second=round(self._simulations / played),
             recent_scores=quarters,
             optimism=_mean(self._optimism),
+            reanalysed=self._reanalysed,
+            reanalysed_ratio=round(float(np.mean(self._drawn_reanalysed or [0.0])), 3),
         )
+
+    @property
+    def _is_full(self) -> bool:
+        return 0 < self._sharing.most_moves <= self._buffer.num_inserted
 
     def _make_self_play(self, seeds: np.random.SeedSequence) -> SelfPlay:
         config = self._config
@@ -161,10 +221,24 @@ class Training:
         network = make_inference(self.learner.network, self._tuning.dtype)
         return make_search(self._game, network, self._config, self._tuning.games)
 
-    def _play(self) -> None:
-        """One move of all games, with new weights if there are any."""
+    def _take_weights(self) -> None:
         if self.learner.training_step - self._built_at >= self._config.learner.publish_interval_steps:
             self._search, self._built_at = self._build_search(), self.learner.training_step
+
+    def _reanalyse(self) -> None:
+        """One batch of the positions that were searched longest ago, as the reanalyser chooses them."""
+        self._take_weights()
+        seen = self._buffer.peek(LOOKED_AT * self._tuning.games)
+        positions = choose_positions(seen, self._built_at + 1, self._tuning.games)
+        if positions is None:
+            raise RuntimeError("no version is newer than the learner's")
+        found = self._reanalysis.search(self._search, positions)
+        self._buffer.update_searches(found, self._built_at)
+        self._reanalysed += len(found.keys)
+
+    def _play(self) -> None:
+        """One move of all games, with new weights if there are any."""
+        self._take_weights()
         trajectories, report = self._self_play.play_move(self._search, self._built_at)
         self._simulations += report.num_simulations
         self._optimism.extend(report.search_optimism)
@@ -174,7 +248,8 @@ class Training:
             self._scores.append(trajectory.stats["score"])
 
     def _learn(self) -> None:
-        batch = self._buffer.sample(self._config.learner.batch_size, self.learner.windows())
+        batch = self._buffer.sample(self._config.learner.batch_size, self.learner.windows() | SEARCH_WINDOWS)
+        self._drawn_reanalysed.append(float((batch.columns["reanalysed_at"][:, 0] > 0).mean()))
         loss, _ = self.learner.train(self.learner.prepare(batch))
         self._buffer.update_priorities(batch.keys, loss.priorities.numpy())
 
@@ -209,12 +284,14 @@ def main() -> None:
     parser.add_argument("--experiment", type=Path, help="a TOML file; the defaults of the config without")
     parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE")
     parser.add_argument("--simulations", type=int, default=32, help="per move in the evaluation; training has its own")
+    parser.add_argument("--reanalyse", type=float, default=0.0, help="part of the actor's half for a reanalyser")
+    parser.add_argument("--moves", type=int, default=0, help="played at most; 0 for any number")
     options = parser.parse_args()
     torch.set_num_threads(1)
     for seed in options.seeds:
         config = parse_config(options.experiment.read_text() if options.experiment else "", overrides(seed, options))
         game = make_game(config.game.name, config.game.options)
-        training = Training(config, game)
+        training = Training(config, game, Sharing(options.reanalyse, options.moves))
         progress = training.run(options.seconds)
         evaluated = parse_config(
             "", [f"seed={seed}", *options.overrides, f"search.num_simulations={options.simulations}"]

@@ -21,7 +21,7 @@ from actors.weights_client import WeightsClient
 from learner.checkpoint import CheckpointStore
 from learner.data_user import DataUser
 from learner.learner import Learner, LearnerLoop, LearnerSettings, run_learner
-from learner.metrics import LearnerMetrics
+from learner.metrics import SEARCH_WINDOWS, LearnerMetrics
 from learner.weights_publisher import WeightsPublisher
 from replay_server.client import ReplayClient, ReplayError
 from replay_server.server import ReplayServer, ReplayServerSettings
@@ -163,7 +163,7 @@ def test_the_health_of_learning_is_shown_as_it_is(address: str, client: ReplayCl
         closing(WeightsPublisher(client)) as publisher,
     ):
         wait_until(lambda: client.server_info().tables[TABLE_NAME].inserted_steps >= 200)
-        with closing(NotingBuffer(client, learner.windows(), stop)) as buffer:
+        with closing(NotingBuffer(client, learner.windows() | SEARCH_WINDOWS, stop)) as buffer:
             LearnerLoop(config, learner, DataUser(buffer), publisher, store, metrics).run(stop)
     batch = buffer.batches[0]
     value = metrics.registry.get_sample_value
