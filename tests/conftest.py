@@ -20,6 +20,7 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     if getattr(config.option, "numprocesses", 0) is None and not any(".py" in argument for argument in config.args):
         config.option.numprocesses = min(len(os.sched_getaffinity(0)) + WAITING_PROCESSES, MAX_PROCESSES)
         config.option.dist = "loadfile"
+        config.option.loadscopereorder = False  # or the few long tests, of whole runs, would begin last
 
 
 @pytest.fixture(scope="session", autouse=True)

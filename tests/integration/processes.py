@@ -15,6 +15,8 @@ from typing import Self, TypeVar
 MARK = "ZERO_TEST_MARK"
 ZERO = Path(sys.executable).with_name("zero")
 Value = TypeVar("Value")
+PATIENCE_SECONDS = 120.0
+"""For what comes within seconds on a machine that does nothing else."""
 
 SMALL = [
     "--experiment=tic_tac_toe",
@@ -38,7 +40,7 @@ SMALL = [
 """Options of a run that learns its first steps within seconds."""
 
 
-def wait_until(condition: Callable[[], Value | None], what: str, timeout: float = 60.0) -> Value:
+def wait_until(condition: Callable[[], Value | None], what: str, timeout: float = PATIENCE_SECONDS) -> Value:
     """The first value of `condition` that is neither None nor False."""
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
@@ -82,7 +84,7 @@ class Command:
         """What it has written so far."""
         return self._output_file.read_text()
 
-    def wait_for(self, pattern: str, timeout: float = 60.0) -> re.Match[str]:
+    def wait_for(self, pattern: str, timeout: float = PATIENCE_SECONDS) -> re.Match[str]:
         """The first place of its output that matches."""
 
         def look() -> re.Match[str] | None:
@@ -104,7 +106,7 @@ class Command:
         """What Ctrl-C in a terminal does: SIGINT to every process of the foreground group."""
         os.killpg(self.pid, signal.SIGINT)
 
-    def wait(self, timeout: float = 60.0) -> int:
+    def wait(self, timeout: float = PATIENCE_SECONDS) -> int:
         """Its exit code."""
         return self._process.wait(timeout)
 

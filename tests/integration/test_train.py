@@ -3,7 +3,9 @@
 import json
 import os
 import re
+import shutil
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ from deploy.interrupts import INTERRUPTED
 from deploy.scrape import Scraper
 from deploy.supervisor import MAX_QUICK_FAILURES
 from replay_server.client import ReplayClient
-from tests.integration.processes import SMALL, Command, wait_until
+from tests.integration.processes import PATIENCE_SECONDS, SMALL, Command, wait_until
 from tests.ledger import Ledger, check_that_nothing_is_lost
 from tests.replay_server.played import table_config
 
@@ -45,16 +47,75 @@ def nothing_left(command: Command, timeout: float = 10.0, but: tuple[str, ...] =
         raise AssertionError(f"{error}: {[line.split() for line in left()]}") from None
 
 
-def test_a_run_learns_saves_and_can_go_on(tmp_path: Path) -> None:
-    """A bounded run plays, learns, publishes, measures, says where everything is, and is resumed where it stopped."""
-    with Command(tmp_path, "train", *SMALL, "--minutes=0.35", "--metrics-port=0", "--run-dir=run") as command:
-        assert command.wait(120) == 0, command.output
-        nothing_left(command)
-        output = command.output
-    run = tmp_path / "run"
+def saved_step(command: Command) -> int:
+    """The training step of the checkpoint that a run names when it has ended."""
+    return int(re.search(r"checkpoint +\S+/step-(\d+)", command.output)[1])
+
+
+def newest_checkpoint(run: Path) -> int:
+    """Its training step."""
+    return max(int(path.name.removeprefix("step-")) for path in (run / "checkpoints").glob("step-*"))
+
+
+def stops_cleanly(command: Command, run: Path, number: signal.Signals) -> None:
+    """Ctrl-C to the whole foreground group, or SIGTERM to the command, ends it: 130, a checkpoint, no process."""
+    scraper = scraper_of(command)
+    step = wait_until(lambda: max(0.0, training_step(scraper)) or None, "the learner's step")
+    scraper.close()
+    if number is signal.SIGINT:
+        command.interrupt()
+    else:
+        os.kill(command.pid, number)
+    assert command.wait() == INTERRUPTED, command.output
+    assert newest_checkpoint(run) >= step
+    stopping = command.output.partition("==> Stopping")[2]
+    assert stopping
+    assert "did not" not in stopping
+    nothing_left(command)
+
+
+def until_written(ledger: Ledger, count: int) -> None:
+    """Wait until so many more trajectories are acknowledged."""
+    before = len(ledger.acknowledged)
+    wait_until(lambda: len(ledger.acknowledged) >= before + count, f"{count} more acknowledged trajectories")
+
+
+# --- one run, from its start over many deaths to its end: the tests of this part follow each other ---
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the commands run."""
+    return tmp_path_factory.mktemp("train")
+
+
+@pytest.fixture(scope="module")
+def run(folder: Path) -> Path:
+    """The folder of the run."""
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def finished(folder: Path) -> Iterator[Command]:
+    """The run, which has ended with its first evaluation, whatever that was."""
+    with Command(folder, "train", *SMALL, *LONG, "--target-score=-1", "--run-dir=run") as command:
+        assert command.wait() == 0, command.output
+        yield command
+
+
+@pytest.fixture(scope="module")
+def resumed(folder: Path, finished: Command) -> Iterator[Command]:
+    """The run after that, resumed."""
+    with Command(folder, "train", "--resume=run", *LONG) as command:
+        yield command
+
+
+def test_a_run_learns_and_saves(finished: Command, run: Path) -> None:
+    """A run up to a score plays, learns, publishes, measures, says where everything is, and leaves no process."""
+    nothing_left(finished)
     for expected in ("learning since", "self-play score", "zero evaluate --run", f"zero train --resume {run}"):
-        assert expected in output
-    step = int(re.search(r"checkpoint +\S+/step-(\d+)", output)[1])
+        assert expected in finished.output
+    step = saved_step(finished)
     assert (run / "checkpoints" / f"step-{step:09d}").is_dir()
     last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
     assert 0 < last["training_step"] <= step
@@ -65,125 +126,28 @@ def test_a_run_learns_saves_and_can_go_on(tmp_path: Path) -> None:
         f"{role}.log" for role in ("replay-server", "learner", "actor-0", "evaluator")
     }
 
-    with Command(tmp_path, "evaluate", "--run=run", "--games=8") as command:
-        assert command.wait(60) == 0, command.output
+
+def test_a_run_can_be_measured(finished: Command, folder: Path, run: Path) -> None:
+    """Its newest weights and its best ones."""
+    step = saved_step(finished)
+    with Command(folder, "evaluate", "--run=run", "--games=8") as command:
+        assert command.wait() == 0, command.output
         assert f"training step {step:,}" in command.output
         assert re.search(r"search +│ +-?\d", command.output)
     best = json.loads((run / "best/best.json").read_text())
     assert 0 <= best["training_step"] <= step
-    with Command(tmp_path, "evaluate", "--run=run", "--games=8", "--weights=best") as command:
-        assert command.wait(60) == 0, command.output
+    with Command(folder, "evaluate", "--run=run", "--games=8", "--baseline=random", "--weights=best") as command:
+        assert command.wait() == 0, command.output
         assert f"training step {best['training_step']:,} (best)" in " ".join(command.output.split())
 
-    with Command(tmp_path, "train", "--resume=run", *LONG) as command:
-        scraper = scraper_of(command)
-        wait_until(lambda: training_step(scraper) > step, "steps beyond the checkpoint")
-        scraper.close()
-        assert f"resuming at training step {step}" in (run / "logs/learner.log").read_text()
 
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_and_stops_cleanly(tmp_path: Path, number: signal.Signals) -> None:
-    """Ctrl-C to the whole foreground group, or SIGTERM to the command, ends it: 130, a checkpoint, no process."""
-    with Command(tmp_path, "train", *SMALL, *LONG, "--run-dir=run") as command:
-        command.wait_for("learning since", 90)
-        if number is signal.SIGINT:
-            command.interrupt()
-        else:
-            os.kill(command.pid, number)
-        assert command.wait(60) == INTERRUPTED, command.output
-        assert list((tmp_path / "run/checkpoints").glob("step-*"))
-        assert "did not" not in command.output
-        nothing_left(command)
-
-
-def test_the_run_goes_on_when_any_role_is_killed(tmp_path: Path) -> None:
-    """kill -9 of the actor, the learner and the replay server: each is started again and the steps go on rising."""
-    with Command(tmp_path, "train", *SMALL, *LONG, "--run-dir=run") as command:
-        command.wait_for("learning since", 90)
-        scraper = scraper_of(command)
-        for role in ("actor-0", "learner", "replay-server", "evaluator"):
-            (pid,) = command.pids_of(role)
-            before = training_step(scraper)
-            os.kill(pid, signal.SIGKILL)
-            command.wait_for(rf"{role} died \(its process died\); restart 1 in")
-            wait_until(lambda role=role: len(command.pids_of(role)) == 2, f"{role} runs again")
-            wait_until(lambda before=before: training_step(scraper) > before + 20, f"steps after the death of {role}")
-        inserted = wait_until(
-            lambda: max(scraper.scrape().select("zero_replay_inserted_steps_total").values(), default=None), "inserts"
-        )
-        wait_until(
-            lambda: max(scraper.scrape().select("zero_replay_inserted_steps_total").values(), default=0) > inserted,
-            "inserts after the death of the actor",
-        )
-        scraper.close()
-        command.interrupt()
-        assert command.wait(60) == INTERRUPTED, command.output
-        nothing_left(command)
-
-
-def test_a_replay_server_killed_again_and_again_loses_nothing_acknowledged(tmp_path: Path) -> None:
-    """kill -9 of the replay server while a client inserts: the run goes on by itself, and its ledger is all there."""
-    with Command(tmp_path, "train", *SMALL, *LONG, "--run-dir=run") as command:
-        address = command.wait_for(r"replay +(\S+),")[1]
-        command.wait_for("learning since", 90)
-        scraper = scraper_of(command)
-        with ReplayClient(address) as client:
-            client.create_table(table_config("ledger", capacity=10**6))
-            with Ledger(address, "ledger", pause_seconds=0.02) as ledger:
-                # How much is written before each kill: another moment each time, the second one right after a recovery.
-                for kill, written in enumerate((100, 1, 40), start=1):
-                    until_written(ledger, written)
-                    os.kill(command.pids_of("replay-server")[-1], signal.SIGKILL)
-                    wait_until(lambda kill=kill: len(command.pids_of("replay-server")) > kill, "it runs again")
-                    until_written(ledger, 1)
-                step = wait_until(lambda: max(0.0, training_step(scraper)) or None, "the learner's step")
-                wait_until(lambda: training_step(scraper) > step + 20, "steps after the last kill")
-            check_that_nothing_is_lost(client, "ledger", [ledger])
-            assert len(ledger.acknowledged) > 100
-            assert re.search(r"replay-server died .*; restart 3 in", command.output)
-        scraper.close()
-        command.interrupt()
-        assert command.wait(60) == INTERRUPTED, command.output
-        nothing_left(command)
-
-
-def until_written(ledger: Ledger, count: int) -> None:
-    """Wait until so many more trajectories are acknowledged."""
-    before = len(ledger.acknowledged)
-    wait_until(lambda: len(ledger.acknowledged) >= before + count, f"{count} more acknowledged trajectories")
-
-
-def test_nothing_outlives_a_killed_command(tmp_path: Path) -> None:
-    """kill -9 of `zero train` itself takes the roles, Redis and Ray with it."""
-    with Command(tmp_path, "train", *SMALL, *LONG, "--run-dir=run") as command:
-        command.wait_for("learning since", 90)
-        assert any("redis" in line for line in command.survivors())
-        os.kill(command.pid, signal.SIGKILL)
-        nothing_left(command, 20, but=("ray::DashboardAgent", "ray::RuntimeEnvAgent"))
-
-
-def test_a_second_interrupt_hurries(tmp_path: Path) -> None:
-    """Interrupting twice ends the run at once, still without leaving a process."""
-    with Command(tmp_path, "train", *SMALL, *LONG, "--run-dir=run") as command:
-        command.wait_for("learning since", 90)
-        command.interrupt()
-        command.wait_for("==> Stopping")
-        command.interrupt()
-        assert command.wait(20) == INTERRUPTED, command.output
-        nothing_left(command)
-
-
-def test_a_run_that_cannot_live_ends_with_its_reason(tmp_path: Path) -> None:
+def test_a_run_that_cannot_live_ends_with_its_reason(finished: Command, run: Path, tmp_path: Path) -> None:
     """A learner whose checkpoint does not fit the config ends the run in one line, and everything is stopped."""
-    with Command(tmp_path, "train", *SMALL, *LONG, "--run-dir=run") as command:
-        wait_until(lambda: list((tmp_path / "run").glob("checkpoints/step-*")) or None, "a checkpoint", 90)
-        command.interrupt()
-        assert command.wait(60) == INTERRUPTED, command.output
+    shutil.copytree(run, tmp_path / "run")
     config_file = tmp_path / "run/config.toml"
     config_file.write_text(config_file.read_text().replace("channels = 8", "channels = 16"))
     with Command(tmp_path, "train", "--resume=run", *LONG) as command:
-        assert command.wait(60) == 2
+        assert command.wait() == 2
         # Whoever comes first: the learner cannot load its checkpoint, the actor cannot load the published weights.
         assert re.match(
             r"error: (learner|actor-0|evaluator): the (checkpoint|best weights|weights) ",
@@ -193,11 +157,106 @@ def test_a_run_that_cannot_live_ends_with_its_reason(tmp_path: Path) -> None:
         nothing_left(command)
 
 
+def test_a_run_goes_on_where_it_stopped(finished: Command, resumed: Command, run: Path) -> None:
+    """Resumed, it makes further steps."""
+    step, scraper = saved_step(finished), scraper_of(resumed)
+    wait_until(lambda: training_step(scraper) > step, "steps beyond the checkpoint")
+    scraper.close()
+    assert f"resuming at training step {step}" in (run / "logs/learner.log").read_text()
+
+
+def test_the_run_goes_on_when_any_role_is_killed(resumed: Command) -> None:
+    """kill -9 of the actor, the learner and the replay server: each is started again and the steps go on rising."""
+    scraper = scraper_of(resumed)
+    wait_until(lambda: training_step(scraper) > 0, "it learns")
+    for role in ("actor-0", "learner", "replay-server", "evaluator"):
+        (pid,) = resumed.pids_of(role)
+        before = training_step(scraper)
+        os.kill(pid, signal.SIGKILL)
+        resumed.wait_for(rf"{role} died \(its process died\); restart 1 in")
+        wait_until(lambda role=role: len(resumed.pids_of(role)) == 2, f"{role} runs again")
+        wait_until(lambda before=before: training_step(scraper) > before + 20, f"steps after the death of {role}")
+    inserted = wait_until(
+        lambda: max(scraper.scrape().select("zero_replay_inserted_steps_total").values(), default=None), "inserts"
+    )
+    wait_until(
+        lambda: max(scraper.scrape().select("zero_replay_inserted_steps_total").values(), default=0) > inserted,
+        "inserts after the death of the actor",
+    )
+    scraper.close()
+
+
+def test_a_replay_server_killed_again_and_again_loses_nothing_acknowledged(resumed: Command) -> None:
+    """kill -9 of the replay server while a client inserts: the run goes on by itself, and its ledger is all there."""
+    address = resumed.wait_for(r"replay +(\S+),")[1]
+    scraper = scraper_of(resumed)
+    deaths = resumed.output.count("replay-server died")
+    with ReplayClient(address) as client:
+        client.create_table(table_config("ledger", capacity=10**6))
+        with Ledger(address, "ledger", pause_seconds=0.02) as ledger:
+            # How much is written before each kill: another moment each time, the second one right after a recovery.
+            for written in (100, 1, 40):
+                until_written(ledger, written)
+                pids = resumed.pids_of("replay-server")
+                os.kill(pids[-1], signal.SIGKILL)
+                wait_until(lambda pids=pids: len(resumed.pids_of("replay-server")) > len(pids), "it runs again")
+                until_written(ledger, 1)
+            step = wait_until(lambda: max(0.0, training_step(scraper)) or None, "the learner's step")
+            wait_until(lambda: training_step(scraper) > step + 20, "steps after the last kill")
+        check_that_nothing_is_lost(client, "ledger", [ledger])
+        assert len(ledger.acknowledged) > 100
+        assert re.search(rf"replay-server died .*; restart {deaths + 3} in", resumed.output)
+    scraper.close()
+
+
+def test_ctrl_c_saves_and_stops_cleanly(resumed: Command, run: Path) -> None:
+    """Whatever has died before."""
+    stops_cleanly(resumed, run, signal.SIGINT)
+
+
+# --- runs of their own ---
+
+
+def test_a_terminated_run_saves_and_stops_cleanly(tmp_path: Path) -> None:
+    """As soon as it learns."""
+    with Command(tmp_path, "train", *SMALL, *LONG, "--run-dir=run") as command:
+        command.wait_for("learning since")
+        stops_cleanly(command, tmp_path / "run", signal.SIGTERM)
+
+
+def test_a_run_ends_after_its_minutes(tmp_path: Path) -> None:
+    """However far it has come."""
+    with Command(tmp_path, "train", *SMALL, "--minutes=0.02", "--metrics-port=0", "--run-dir=run") as command:
+        assert command.wait() == 0, command.output
+        assert "==> Done" in command.output
+        nothing_left(command)
+
+
+def test_nothing_outlives_a_killed_command(tmp_path: Path) -> None:
+    """kill -9 of `zero train` itself takes the roles, Redis and Ray with it."""
+    with Command(tmp_path, "train", *SMALL, *LONG, "--run-dir=run") as command:
+        command.wait_for("learning since")
+        assert any("redis" in line for line in command.survivors())
+        os.kill(command.pid, signal.SIGKILL)
+        nothing_left(command, 20, but=("ray::DashboardAgent", "ray::RuntimeEnvAgent"))
+
+
+def test_a_second_interrupt_hurries(tmp_path: Path) -> None:
+    """Interrupting twice ends the run at once, still without leaving a process."""
+    with Command(tmp_path, "train", *SMALL, *LONG, "--run-dir=run") as command:
+        command.wait_for("learning since")
+        command.interrupt()
+        command.wait_for("==> Stopping")
+        command.interrupt()
+        assert command.wait(20) == INTERRUPTED, command.output
+        nothing_left(command)
+
+
 def test_a_role_that_keeps_failing_ends_the_run(tmp_path: Path) -> None:
     """A learner that the replay server refuses is tried a few times, then the run ends with the server's reason."""
     too_large = ["--set=learner.batch_size=10000000", "--set=replay.error_buffer=1e9"]
     with Command(tmp_path, "train", *SMALL, *too_large, *LONG, "--run-dir=run") as command:
-        assert command.wait(120) == 1
+        assert command.wait(2 * PATIENCE_SECONDS) == 1
         assert len(command.pids_of("learner")) == MAX_QUICK_FAILURES
         assert re.match(r"error: learner failed 5 times in a row: .*\d", command.output.splitlines()[-1])
         assert "Traceback" not in command.output
