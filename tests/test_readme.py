@@ -151,7 +151,7 @@ def test_the_replay_server_is_as_its_page_says(
     with terminal.names["client"] as client:
         tables = client.server_info().tables
     assert set(tables) == {"steps", "recent", "thirds", "tasks"}
-    assert tables["steps"].num_trajectories == 50 + 50 + 1 + 1 + 1 - 1 - 1
+    assert tables["steps"].num_trajectories == 50 + 50 + 1 + 1 + 1 + 1 - 1 - 1
     assert tables["steps"].sampled_positions >= 10 * 256 + 10 * 256 + 10 * 256 + 64
     assert tables["tasks"].num_trajectories == 0
     assert tables["recent"].rate_limiter.config.samples_per_insert == 4

@@ -49,6 +49,20 @@ def test_contract_of_removers(name: str, data: st.DataObject) -> None:
                 assert remover.choose() in allowed_choices(name, priorities)
 
 
+@pytest.mark.parametrize("name", REMOVERS)
+def test_older_ones_are_chosen_as_the_name_says(name: str) -> None:
+    """Of six, the choice by chance is even among those before the fourth; any other is the usual one."""
+    remover = REMOVERS[name](np.random.default_rng(1), float)
+    for ordinal in range(6):
+        remover.insert(ordinal)
+    counts = np.bincount([remover.choose_older(3) for _ in range(3000)], minlength=6)
+    if name == "random":
+        assert (np.abs(counts[:3] - 1000) < 120).all()
+        assert not counts[3:].any()
+    else:
+        assert counts[remover.choose()] == 3000
+
+
 def test_random_chooses_evenly() -> None:
     """Over 9,000 choices among three each gets a third, also after others have gone."""
     remover = REMOVERS["random"](np.random.default_rng(1), lambda _: 0.0)
