@@ -608,3 +608,20 @@ def test_a_trajectory_of_very_many_chunks_is_looked_up_quickly() -> None:
     stored.chunks = Counting(stored.chunks)
     assert long.check_new(block_of(chunk(whole, 7, 8))) == []
     assert len(looked_at) < 40
+
+
+@pytest.mark.parametrize("remover", REMOVERS)
+def test_a_table_keeps_less_than_it_has_room_for(remover: str) -> None:
+    """Whatever removes, whatever comes at once: no more steps stay than are to be kept; by p = 0 the first."""
+    for probability, first_stay in ((1.0, False), (0.0, True)):
+        kept = table(remover=remover, keep_steps=12, replace_probability=probability)
+        for number in range(0, 40, 2):
+            insert(kept, played(number, 1 + number % 3), played(number + 1, 2))
+            assert kept.num_steps <= 12
+            assert kept.num_items == kept.num_steps
+        stored = [one.trajectory_id for one in kept.trajectories()]
+        assert kept.num_steps >= 9  # the shortest that goes has a step, the longest that comes three
+        if first_stay:
+            assert stored == [f"t{number}" for number in range(len(stored))]
+        for number in range(0, 40, 2):  # those that went are known
+            assert kept.check_new(block_of(played(number, 1 + number % 3))) == []
