@@ -104,6 +104,7 @@ class ActorLoop:
         if weights is None:
             return
         search = self._searches.build(weights.payload)
+        self._metrics.registry.events.step = weights.training_step
         while not stop.is_set():
             version = self._weights_client.version
             trajectories, report = self._self_play.play_move(search, version)
@@ -114,17 +115,16 @@ class ActorLoop:
             newer = self._weights_client.poll()
             if newer is not None:
                 search = self._searches.build(newer.payload)
+                self._metrics.registry.events.step = newer.training_step
 
     def _send(self, trajectory: Trajectory) -> None:
-        score = trajectory.stats["score"]
-        self._recent_scores.append(score)
-        self._metrics.games.inc()
-        self._metrics.score.observe(score)
+        self._recent_scores.append(trajectory.stats["score"])
+        self._metrics.report_game(trajectory)
         self._metrics.recent_score.set(float(np.mean(self._recent_scores)))
-        self._metrics.game_length.observe(trajectory.num_steps)
         started = time.perf_counter()
         self._collector.collect(trajectory)
         self._metrics.insert_wait.inc(time.perf_counter() - started)
+        self._metrics.inserts_in_flight.set(self._collector.counts().waiting)
 
 
 def run_actor(config: ExperimentConfig, settings: ActorSettings, stop: Event) -> None:

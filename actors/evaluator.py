@@ -127,6 +127,7 @@ class EvaluatorLoop:
 
     def _measure_weights(self, candidate: Candidate, on_games: OnGames) -> None:
         started = time.monotonic()
+        self.metrics.registry.events.step = candidate.training_step
         self._measure(self._evaluation.measure_network(candidate.payload, on_games))
         self.metrics.evaluations.inc()
         self.metrics.evaluation_seconds.set(time.monotonic() - started)

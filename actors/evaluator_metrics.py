@@ -1,16 +1,15 @@
-"""Prometheus metrics of evaluators."""
-
-from prometheus_client import CollectorRegistry, Counter, Gauge
+"""Prometheus metrics of evaluators, whose every change is an event, too."""
 
 from actors.best_weights import BestManifest
 from actors.contests import EvaluationReport
+from replay_server.recorded_metrics import Counter, Gauge, RecordingRegistry
 
 
 class EvaluatorMetrics:
     """All series of one evaluator, in a registry of its own; a player has none before it was measured."""
 
     def __init__(self) -> None:
-        self.registry = CollectorRegistry()
+        self.registry = RecordingRegistry()
         self.score = self._gauge(
             "score", "Mean score over the fixed seeds; in two-player games the mean result against all baselines."
         )

@@ -1,16 +1,16 @@
-"""Prometheus metrics of actors."""
-
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Summary
+"""Prometheus metrics of actors, whose every change is an event, too."""
 
 from actors.self_play import MoveReport
 from actors.tuning import Tuning
+from replay_server.recorded_metrics import Counter, Gauge, Histogram, RecordingRegistry, Summary
+from zero.trajectories import Trajectory
 
 
 class ActorMetrics:
     """All series of one actor, in a registry of its own."""
 
     def __init__(self) -> None:
-        self.registry = CollectorRegistry()
+        self.registry = RecordingRegistry()
         self.games = Counter("zero_actor_games", "Games finished.", registry=self.registry)
         self.moves = Counter("zero_actor_moves", "Moves played.", registry=self.registry)
         self.simulations = Counter("zero_actor_simulations", "Search simulations made.", registry=self.registry)
@@ -24,11 +24,25 @@ class ActorMetrics:
             buckets=(5, 10, 20, 40, 80, 160, 320, 640, 1280, 2560),
             registry=self.registry,
         )
+        self.step_reward = Summary(
+            "zero_actor_step_reward", "Mean reward of the moves of finished games.", registry=self.registry
+        )
+        self.game_stat = Summary(
+            "zero_actor_game_stat", "What finished games count, by name.", ["stat"], registry=self.registry
+        )
         self.weights_version = Gauge(
             "zero_actor_weights_version", "Version of the weights in play.", registry=self.registry
         )
         self.insert_wait = Counter(
             "zero_actor_insert_wait_seconds", "Time that play waited for inserts.", registry=self.registry
+        )
+        self.inserts_in_flight = Gauge(
+            "zero_actor_inserts_in_flight", "Trajectories sent and not acknowledged.", registry=self.registry
+        )
+        self.search_depth = Gauge(
+            "zero_actor_search_depth_moves",
+            "Mean depth at which simulations end, last move.",
+            registry=self.registry,
         )
         self.unique_leaf_ratio = Gauge(
             "zero_actor_unique_leaf_ratio", "New nodes per simulation, last move.", registry=self.registry
@@ -71,8 +85,19 @@ class ActorMetrics:
         """Enter one move of all games."""
         self.moves.inc(report.num_moves)
         self.simulations.inc(report.num_simulations)
+        self.search_depth.set(report.search_depth)
         self.unique_leaf_ratio.set(report.unique_leaf_ratio)
         self.search_policy_entropy.set(report.policy_entropy)
         self.search_policy_divergence.set(report.policy_divergence)
         for optimism in report.search_optimism:
             self.search_optimism.observe(optimism)
+
+    def report_game(self, game: Trajectory) -> None:
+        """Enter a finished game."""
+        self.games.inc()
+        self.score.observe(game.stats["score"])
+        self.game_length.observe(game.num_steps)
+        self.step_reward.observe(float(game.columns["reward"].mean(dtype="float64")))
+        for stat, value in game.stats.items():
+            if stat != "score":
+                self.game_stat.labels(stat).observe(value)

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from zero.config import SelfPlayConfig
 from zero.games.game import Game, Transition
+from zero.search.tree import mean_depth
 from zero.search.tree_search import SearchResult, TreeSearch
 from zero.self_play_table import NO_CODE, self_play_signature
 from zero.trajectories import Signature, Trajectory
@@ -51,6 +52,7 @@ class MoveReport:
     Attributes:
         num_moves: games that moved.
         num_simulations: made for it, in all games together.
+        search_depth: mean depth at which simulations end, in moves.
         unique_leaf_ratio: nodes made per simulation, 0 to 1.
         policy_entropy: mean entropy of the search policies, in nats.
         policy_divergence: mean KL divergence of the search policies from the network's, in nats.
@@ -59,6 +61,7 @@ class MoveReport:
 
     num_moves: int
     num_simulations: int
+    search_depth: float
     unique_leaf_ratio: float
     policy_entropy: float
     policy_divergence: float
@@ -159,6 +162,7 @@ class SelfPlay:
         return finished, MoveReport(
             num_moves=len(actions),
             num_simulations=len(actions) * num_simulations,
+            search_depth=mean_depth(search.tree),
             unique_leaf_ratio=float(result.num_unique_leaves.mean()) / num_simulations,
             policy_entropy=float(result.policy_entropy.mean()),
             policy_divergence=float(result.policy_divergence.mean()),

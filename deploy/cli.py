@@ -15,12 +15,23 @@ from rich.console import Console
 from deploy.errors import BAD_INPUT, DeployError
 from deploy.experiment_files import config_to_toml, load_experiment
 from deploy.interrupts import INTERRUPTED, run_until_interrupted
-from deploy.options import Application, ClientTokenFile, PlaintextToken, ReplayAddress, Root, TlsCa
+from deploy.options import (
+    Application,
+    ClientTokenFile,
+    MlflowUri,
+    PlaintextToken,
+    ReplayAddress,
+    Root,
+    SinkNames,
+    StatisticsFile,
+    TlsCa,
+)
 from deploy.replay_commands import replay
 from deploy.roles import Assignment, Role, check_experiment, run_role
 from deploy.run_context import DEFAULT_APPLICATION, DEFAULT_ROOT, RunContext
 from deploy.run_folder import RunFolder, create_run_folder, locked, open_or_create_run_folder
 from deploy.run_records import RunState
+from deploy.statistics_commands import statistics
 from replay_server.command import (
     Insecure,
     LogLevel,
@@ -170,6 +181,9 @@ def train(  # noqa: PLR0913, PLR0917 - one parameter per option, as typer wants 
         ),
     ] = None,
     evaluator: Annotated[bool, typer.Option(help="Measure the agent on fixed seeds meanwhile.")] = True,
+    sinks: SinkNames = None,
+    mlflow_uri: MlflowUri = None,
+    statistics_file: StatisticsFile = None,
     live: Annotated[
         bool | None, typer.Option("--live/--no-live", help="Draw a live panel; by default in a terminal.")
     ] = None,
@@ -181,7 +195,11 @@ def train(  # noqa: PLR0913, PLR0917 - one parameter per option, as typer wants 
 
     Example: `zero train --minutes 5 --set search.num_simulations=64`
     """
+    from deploy.statistics.run_statistics import StatisticsSettings  # noqa: PLC0415 - imports gRPC
+
     refuse_two_urls(redis_url, redis_url_file)
+    statistics_settings = StatisticsSettings(None if sinks is None else tuple(sinks), mlflow_uri, statistics_file)
+    statistics_settings.check()
     if tls_certificate is not None and tls_ca is None:
         raise DeployError("--tls-certificate: give --tls-ca, too, by which the other roles check it", BAD_INPUT)
     if resume is not None:
@@ -228,6 +246,7 @@ def train(  # noqa: PLR0913, PLR0917 - one parameter per option, as typer wants 
         metrics_port=metrics_port,
         live=console.is_terminal if live is None else live,
         evaluator=evaluator,
+        statistics=statistics_settings,
         log_level=log_level,
         program=program_as_typed(sys.argv[0]),
     )
@@ -238,6 +257,7 @@ def train(  # noqa: PLR0913, PLR0917 - one parameter per option, as typer wants 
 
 app.command("replay-server")(serve)
 app.add_typer(replay, name="replay")
+app.add_typer(statistics, name="statistics")
 profile = typer.Typer(no_args_is_help=True, help="Say where the time of a role goes.")
 app.add_typer(profile, name="profile")
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 from deploy.scrape import Scrape, Series
+from zero.self_play_table import TABLE_NAME
 
 RATE_WINDOW_SECONDS = 15.0
 """Rates are means over the last this many seconds."""
@@ -104,7 +105,9 @@ class CounterTotals:
         """Take in a scrape; returns the total of every name so far."""
         wanted = set(names)
         followed = wanted | {_COUNT_OF[name] for name in wanted & _COUNT_OF.keys()}
-        now = {series: value for series, value in scrape.values.items() if series.name in followed}
+        now = {
+            series: value for series, value in scrape.values.items() if series.name in followed and _is_of_run(series)
+        }
         for series, value in now.items():
             counter = replace(series, name=_COUNT_OF.get(series.name, series.name))
             has_restarted = now.get(counter, math.inf) < self._last.get(counter, -math.inf)
@@ -224,10 +227,15 @@ class RunFigures:
 
     def _latest(self, scrape: Scrape, name: str) -> float:
         """Mean of a gauge over its processes; the last known one while none answers."""
-        values = list(scrape.select(name).values())
+        values = [value for series, value in scrape.select(name).items() if _is_of_run(series)]
         if values:
             self._last_known[name] = sum(values) / len(values)
         return self._last_known.get(name, NOT_YET)
+
+
+def _is_of_run(series: Series) -> bool:
+    """Of a replay server's tables, the one that is learned from counts."""
+    return dict(series.labels).get("table", TABLE_NAME) == TABLE_NAME
 
 
 def _ratio(numerator: float, denominator: float) -> float:

@@ -24,6 +24,7 @@ from deploy.run_context import DEFAULT_APPLICATION, RunContext
 from deploy.run_folder import RunFolder, locked
 from deploy.run_records import RunState
 from deploy.scrape import Scrape, Scraper
+from deploy.statistics.run_statistics import EventSource, StatisticsSettings, run_statistics
 from deploy.supervisor import Supervisor
 from replay_server.credentials import Credentials, SecuritySettings
 from replay_server.ports import DEFAULT_METRICS_PORT
@@ -56,6 +57,7 @@ class TrainOptions:
         metrics_port: of the replay server; None for DEFAULT_METRICS_PORT, or any if that is taken.
         live: draw a panel instead of writing lines.
         evaluator: whether a role measures the agent meanwhile.
+        statistics: where numbers of the run go.
         log_level: of the log files.
         program: how `zero` was called, for the commands that are suggested in the end.
     """
@@ -74,6 +76,7 @@ class TrainOptions:
     metrics_port: int | None = None
     live: bool = True
     evaluator: bool = True
+    statistics: StatisticsSettings = StatisticsSettings()  # noqa: RUF009 -- frozen
     log_level: str = "info"
     program: str = "zero"
 
@@ -129,16 +132,23 @@ def train(config: ExperimentConfig, folder: RunFolder, options: TrainOptions, co
             if addresses is None:
                 supervisor.stop(lambda: True)
                 return Ending(RunState.INTERRUPTED, "a signal")
-            with _noted_session(config, folder, options) as session, Following(addresses, folder) as following:
-                footer[0] = (
-                    f"metrics http://{addresses.metrics}/metrics  processes http://{addresses.metrics}/sd\n{footer[0]}"
-                )
-                view.event(f"    replay   {addresses.grpc}, metrics http://{addresses.metrics}/metrics and …/sd")
-                _start_others(
-                    supervisor, fleet, _Assigning(folder.context(), fleet, options, addresses, session.number)
-                )
-                run = _TrainingRun(config, folder, options, supervisor, following, view, interrupts, fleet.num_actors)
-                session.ending = run.train_and_stop()
+            source = EventSource(addresses.grpc, addresses.metrics, options.credentials)
+            with run_statistics(source, folder, config, options.statistics, view.event) as statistics:
+                with _noted_session(config, folder, options) as session, Following(addresses, folder) as following:
+                    footer[0] = (
+                        f"metrics http://{addresses.metrics}/metrics  processes http://{addresses.metrics}/sd\n"
+                        f"{footer[0]}"
+                    )
+                    view.event(f"    replay   {addresses.grpc}, metrics http://{addresses.metrics}/metrics and …/sd")
+                    _start_others(
+                        supervisor, fleet, _Assigning(folder.context(), fleet, options, addresses, session.number)
+                    )
+                    run = _TrainingRun(
+                        config, folder, options, supervisor, following, view, interrupts, fleet.num_actors
+                    )
+                    session.ending = run.train_and_stop(statistics.drain)
+                # Only now is there the manifest of what the session has left.
+                statistics.state = session.ending.state
         for line in closing_lines(folder, following.run_figures, following.figures, options.program):
             view.event(line)
         return session.ending
@@ -261,7 +271,7 @@ class _TrainingRun:
         self._started = time.monotonic()
         self._learning = False
 
-    def train_and_stop(self) -> Ending:
+    def train_and_stop(self, before_replay_server_stops: Callable[[], None]) -> Ending:
         """Supervise until the run ends; then stop all roles, also if one cannot live.
 
         Raises:
@@ -279,7 +289,7 @@ class _TrainingRun:
                 self._view.show(self._status(stopping=True))
                 self._view.event("==> Stopping: actors, evaluator, learner (saves), replay server; Ctrl-C hurries")
                 signals = self._interrupts.count
-                failed = self._supervisor.stop(lambda: self._interrupts.count > signals)
+                failed = self._supervisor.stop(lambda: self._interrupts.count > signals, before_replay_server_stops)
         if Role.LEARNER in failed:
             raise DeployError(f"the learner did not end well: {failed[Role.LEARNER]}", FAILED)
         return ending

@@ -62,3 +62,27 @@ Application = Annotated[
     str,
     typer.Option(envvar="ZERO_APPLICATION", help="Whose runs these are, for whoever follows several applications."),
 ]
+SinkNames = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--sink",
+        metavar="json|tensorboard|mlflow|console",
+        help="Where statistics go; repeatable. By default json, tensorboard if that is installed, and mlflow if "
+        "--mlflow-uri is given.",
+    ),
+]
+MlflowUri = Annotated[
+    str | None,
+    typer.Option(
+        envvar="MLFLOW_TRACKING_URI", metavar="URI", help="Of MLflow; without, it keeps a folder beside the run."
+    ),
+]
+StatisticsFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--statistics",
+        callback=absolute,
+        metavar="FILE",
+        help="TOML with further statistics, in [[statistic]] tables; `zero statistics list` shows what one is.",
+    ),
+]

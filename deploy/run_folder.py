@@ -96,6 +96,16 @@ class RunFolder:
         """Figures of the run over time, one JSON object per line."""
         return self.path / "metrics.jsonl"
 
+    @property
+    def statistics(self) -> Path:
+        """Points of all statistics, and what goes on with them."""
+        return self.path / "statistics"
+
+    @property
+    def points_file(self) -> Path:
+        """Points of all statistics, one JSON object per line: name, value, step, time."""
+        return self.statistics / "points.jsonl"
+
     def run_id(self) -> str:
         """16 hex digits that no other run has, whatever the folders are called; drawn when first asked for.
 

@@ -87,7 +87,7 @@ class Scraper:
 
         While the replay server is away, the processes that it listed last are read.
         """
-        listed = self._get(self._discovery_address, "/sd")
+        listed = get_page(self._discovery_address, "/sd", self._timeout_seconds)
         if listed is not None:
             self._targets = parse_targets(listed)
         pages = self._executor.map(self._read, self._targets)
@@ -101,21 +101,22 @@ class Scraper:
         self._executor.shutdown(wait=True, cancel_futures=True)
 
     def _read(self, target: Target) -> dict[Series, float]:
-        page = self._get(target.address, "/metrics")
+        page = get_page(target.address, "/metrics", self._timeout_seconds)
         return {} if page is None else parse_page(target, page)
 
-    def _get(self, address: str, path: str) -> str | None:
-        """The body of a page; None if the process is away."""
-        connection = http.client.HTTPConnection(address, timeout=self._timeout_seconds)
-        try:
-            connection.request("GET", path)
-            response = connection.getresponse()
-            body = response.read().decode()
-        except (OSError, http.client.HTTPException):
-            return None
-        finally:
-            connection.close()
-        return body if response.status == http.HTTPStatus.OK else None
+
+def get_page(address: str, path: str, timeout_seconds: float) -> str | None:
+    """The body of a page of a process at host:port; None if it is away."""
+    connection = http.client.HTTPConnection(address, timeout=timeout_seconds)
+    try:
+        connection.request("GET", path)
+        response = connection.getresponse()
+        body = response.read().decode()
+    except (OSError, http.client.HTTPException):
+        return None
+    finally:
+        connection.close()
+    return body if response.status == http.HTTPStatus.OK else None
 
 
 def parse_targets(listed: str) -> list[Target]:

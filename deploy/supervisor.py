@@ -157,10 +157,17 @@ class Supervisor:
             elif not post.pid_known:
                 self._look_for_process(post, post.running, is_there=post.running.pid in ready)
 
-    def stop(self, hurried: Callable[[], bool]) -> dict[Role, str]:
-        """Stop all roles in order, each given time to end well unless `hurried()`; returns the errors of some roles."""
+    def stop(
+        self, hurried: Callable[[], bool], before_replay_server: Callable[[], None] = lambda: None
+    ) -> dict[Role, str]:
+        """Stop all roles in order, each given time to end well unless `hurried()`; returns the errors of some roles.
+
+        `before_replay_server` is called when it is the last one left.
+        """
         errors: dict[Role, str] = {}
         for asked, awaited in STOP_STAGES:
+            if Role.REPLAY_SERVER in asked:
+                before_replay_server()
             for post in self._posts:
                 if post.assignment.role in asked and post.running is not None:
                     self._fleet.ask_to_stop(post.running)

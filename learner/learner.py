@@ -15,7 +15,7 @@ from learner.batches import BatchMaker
 from learner.calibration import value_calibration
 from learner.checkpoint import Checkpoint, CheckpointStore
 from learner.data_user import DataUser
-from learner.losses import Loss, TrainingBatch, compute_loss
+from learner.losses import PRIORITY_FLOOR, Loss, TrainingBatch, compute_loss
 from learner.metrics import SEARCH_WINDOWS, LearnerMetrics
 from learner.weights_publisher import WeightsPublisher
 from replay_server.client import ReplayClient, create_table_when_reachable, registered_process
@@ -201,6 +201,7 @@ class LearnerLoop:
         loss, norm = self._learner.train(training_batch)
         self._data_user.update_priorities(PriorityUpdates(batch.keys, loss.priorities.cpu().numpy()))
         self._metrics.step_seconds.observe(time.perf_counter() - drawn)
+        self._metrics.registry.events.step = self._learner.training_step
         self._metrics.training_steps.inc()
         self._metrics.training_step.set(self._learner.training_step)
         if self._learner.training_step % LOSS_REPORT_INTERVAL_STEPS == 1:
@@ -208,6 +209,10 @@ class LearnerLoop:
 
     def _report(self, batch: SequenceBatch, training_batch: TrainingBatch, loss: Loss, norm: Tensor) -> None:
         metrics = self._metrics
+        metrics.total_loss.set(float(loss.total.detach()))
+        metrics.policy_entropy.set(float(loss.policy_entropy))
+        metrics.td_error.set(float(loss.priorities.mean()) - PRIORITY_FLOOR)
+        metrics.importance_sampling_exponent.set(self._config.learner.importance_sampling_exponent)
         metrics.policy_loss.set(float(loss.policy))
         metrics.value_loss.set(float(loss.value))
         metrics.target_entropy.set(float(loss.target_entropy))
@@ -261,6 +266,7 @@ def run_learner(config: ExperimentConfig, settings: LearnerSettings, stop: Event
     metrics = LearnerMetrics()
     if checkpoint is not None:
         learner.restore(checkpoint)
+        metrics.registry.events.step = learner.training_step
         metrics.training_step.set(learner.training_step)
         logger.info("resuming at training step %d", learner.training_step)
     learner_config = config.learner

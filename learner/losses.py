@@ -65,6 +65,7 @@ class Loss:
         consistency: scalar, mean of 1 less the cosine between foreseen and real latents.
         priorities: float32 [B], absolute value error in transformed scale, plus PRIORITY_FLOOR.
         target_entropy: scalar, mean entropy of the target policy, in nats.
+        policy_entropy: scalar, mean entropy of the predicted policy over the mask, in nats.
         values: float32 [B], the network's, in real scale.
         clamped_targets: scalar, share of the value and reward targets that lie beyond the support, so that what is
             learned of them is its end.
@@ -80,6 +81,7 @@ class Loss:
     consistency: Tensor
     priorities: Tensor
     target_entropy: Tensor
+    policy_entropy: Tensor
     values: Tensor
     clamped_targets: Tensor
 
@@ -140,6 +142,7 @@ def compute_loss(
         consistency=_mean_over(consistency, torch.ones_like(consistency)),
         priorities=priorities,
         target_entropy=target_entropy[:, 0].mean(),
+        policy_entropy=-(log_policy[:, 0].exp() * log_policy[:, 0]).sum(-1).mean().detach(),
         values=support.expectation(first_logits.detach()),
         clamped_targets=_share_beyond(support, batch),
     )

@@ -1,8 +1,8 @@
-"""The learner's Prometheus metrics."""
+"""The learner's Prometheus metrics, whose every change is an event, too."""
 
 import numpy as np
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from replay_server.recorded_metrics import Counter, Gauge, Histogram, RecordingRegistry
 from zero.trajectories import SequenceBatch
 
 SEARCH_WINDOWS = {"search_version": 1, "reanalysed_at": 1}
@@ -13,7 +13,7 @@ class LearnerMetrics:
     """All series of one learner, in a registry of its own."""
 
     def __init__(self) -> None:
-        self.registry = CollectorRegistry()
+        self.registry = RecordingRegistry()
         self.training_step = Gauge(
             "zero_learner_training_step", "Optimizer updates of the run, restarts included.", registry=self.registry
         )
@@ -23,6 +23,7 @@ class LearnerMetrics:
         self.weights_version = Gauge(
             "zero_learner_weights_version", "Newest published weights version.", registry=self.registry
         )
+        self.total_loss = Gauge("zero_learner_total_loss", "What is minimised, last batch.", registry=self.registry)
         self.policy_loss = Gauge(
             "zero_learner_policy_loss",
             "KL divergence from search policy to policy, last batch.",
@@ -54,6 +55,21 @@ class LearnerMetrics:
         self.consistency_loss = Gauge(
             "zero_learner_consistency_loss",
             "1 less the cosine between foreseen and real states of a learned model, last batch.",
+            registry=self.registry,
+        )
+        self.policy_entropy = Gauge(
+            "zero_learner_policy_entropy_nats",
+            "Mean entropy of the network's policy over the actions that the search considered, last batch.",
+            registry=self.registry,
+        )
+        self.td_error = Gauge(
+            "zero_learner_td_error",
+            "Mean absolute difference of value and target in transformed scale, last batch.",
+            registry=self.registry,
+        )
+        self.importance_sampling_exponent = Gauge(
+            "zero_learner_importance_sampling_exponent",
+            "Exponent of the importance weights (beta of prioritized replay), last batch.",
             registry=self.registry,
         )
         self.target_entropy = Gauge(

@@ -27,9 +27,11 @@ from replay_server.answers import (
 )
 from replay_server.connection import Connection, own
 from replay_server.credentials import Credentials, is_loopback
+from replay_server.event_sender import sending_events
 from replay_server.insert_stream import InsertStream
 from replay_server.malloc import tune_malloc
 from replay_server.priority_stream import PriorityStream
+from replay_server.recorded_metrics import RecordingRegistry
 from replay_server.sample_stream import SampleStream
 from zero.tables import RateLimiterConfig, TableConfig
 from zero.trajectories import (
@@ -517,6 +519,8 @@ def registered_process(
 ) -> Generator[str]:
     """Serve a process's metrics and keep it registered, so that Prometheus finds it at the server's `/sd`.
 
+    What a RecordingRegistry records is sent to the server meanwhile.
+
     Args:
         client: of the replay server.
         role: "learner", "actor", "reanalyser", "evaluator" or a role of your own.
@@ -535,7 +539,11 @@ def registered_process(
     address = f"{host}:{server.server_port}"
     registration = ProcessRegistration(client, role, process_id, address, os.getpid())
     try:
-        yield address
+        if isinstance(registry, RecordingRegistry):
+            with sending_events(client, process_id, registry.events):
+                yield address
+        else:
+            yield address
     finally:
         registration.close()
         server.shutdown()

@@ -303,8 +303,8 @@ def test_games_that_were_cut_say_nothing_about_optimism() -> None:
 def test_a_reported_move_is_shown_by_the_metrics() -> None:
     """Counters add up, gauges show the last move, optimism is summed with its count."""
     metrics = ActorMetrics()
-    metrics.report_move(MoveReport(6, 24, 0.5, 1.5, 0.25, (0.5, -2.0)))
-    metrics.report_move(MoveReport(6, 12, 0.75, 1.0, 0.125, ()))
+    metrics.report_move(MoveReport(6, 24, 2.5, 0.5, 1.5, 0.25, (0.5, -2.0)))
+    metrics.report_move(MoveReport(6, 12, 3.5, 0.75, 1.0, 0.125, ()))
     shown = {
         "zero_actor_moves_total": 12,
         "zero_actor_simulations_total": 36,

@@ -88,7 +88,7 @@ def test_rates_are_means_over_the_window_and_outlive_a_silent_process() -> None:
 
 
 def test_samples_per_insert_is_the_ratio_of_both_rates() -> None:
-    """Samples per insert relates positions drawn to steps stored within the window."""
+    """Samples per insert relates positions drawn to steps stored within the window, in the table learned from."""
     figures = RunFigures()
     server = Target("replay_server", "replay_server", "127.0.0.1:3")
     for second in range(10):
@@ -96,8 +96,8 @@ def test_samples_per_insert_is_the_ratio_of_both_rates() -> None:
             Scrape(
                 float(second),
                 {
-                    Series(server, "zero_replay_inserted_steps_total", (("table", "a"),)): 100.0 * second,
-                    Series(server, "zero_replay_sampled_positions_total", (("table", "a"),)): 800.0 * second,
+                    Series(server, "zero_replay_inserted_steps_total", (("table", "self_play"),)): 100.0 * second,
+                    Series(server, "zero_replay_sampled_positions_total", (("table", "self_play"),)): 800.0 * second,
                 },
             )
         )

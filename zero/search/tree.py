@@ -96,6 +96,15 @@ def allocate_tree(batch_size: int, num_nodes: int, max_children: int) -> Tree:
     )
 
 
+def mean_depth(tree: Tree) -> float:
+    """How many moves below the root simulations end, in the mean over all that the roots have seen.
+
+    A simulation that ends in depth d visits d nodes below the root.
+    """
+    below, simulations = tree.node_visits[:, ROOT + 1 :].sum(), (tree.node_visits[:, ROOT] - 1).sum()
+    return float(below) / max(1, int(simulations))
+
+
 class Selection(NamedTuple):
     """Where one simulation of every game leads.
 
