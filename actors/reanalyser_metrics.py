@@ -1,10 +1,10 @@
-"""Prometheus metrics of reanalysers."""
+"""Prometheus metrics of reanalysers, whose every change is an event, too."""
 
 import numpy as np
-from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from actors.reanalysis import Reanalysed
 from replay_server.client import UpdateResult
+from replay_server.recorded_metrics import Counter, Gauge, RecordingRegistry
 from zero.trajectories import SequenceBatch
 
 NOT_YET = float("nan")
@@ -14,7 +14,7 @@ class ReanalyserMetrics:
     """All series of one reanalyser, in a registry of its own."""
 
     def __init__(self) -> None:
-        self.registry = CollectorRegistry()
+        self.registry = RecordingRegistry()
         self._steps = Counter(
             "zero_reanalyser_steps",
             "Steps searched again: updated, evicted meanwhile, or outdated by a search with newer weights meanwhile.",
