@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
+from replay_server.data_metrics import DataMetrics
 from replay_server.data_queue import QueueCounts
 from replay_server.inlets import Inlet, InletsDict, InletSource
 
@@ -58,6 +59,9 @@ class DataCollectorsDict(Mapping[str, DataCollector[Any]]):
     Args:
         sources: where samples go, by name: the `data_collectors_dict` of a DataUsersDict, or buffers on a server.
         clock: of the collectors.
+
+    Attributes:
+        metrics: what became of the samples that were collected under each name, for Prometheus.
     """
 
     def __init__(
@@ -65,6 +69,7 @@ class DataCollectorsDict(Mapping[str, DataCollector[Any]]):
     ) -> None:
         self._inlets = sources if isinstance(sources, InletsDict) else InletsDict(sources)
         self._clock = clock
+        self.metrics = DataMetrics()
         self._collectors: dict[str, DataCollector[Any]] = {}
 
     def acquire(self, name: str, *, exclusive: bool = True) -> DataCollector[Any]:
@@ -79,6 +84,7 @@ class DataCollectorsDict(Mapping[str, DataCollector[Any]]):
         """
         collector = DataCollector[Any](self._inlets.acquire(name, exclusive=exclusive), clock=self._clock)
         self._collectors[name] = collector
+        self.metrics.watch(name, collector.counts)
         return collector
 
     def release(self, name: str) -> None:

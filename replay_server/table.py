@@ -264,16 +264,18 @@ class Table:
 
     def _keep_to_size(self, new: Sequence[Stored]) -> None:
         """Let trajectories go until no more steps are kept than the table keeps, as if the new ones came one by one."""
-        coming = sum(len(one.slots) for one in new)
+        coming = {one.ordinal: len(one.slots) for one in new}
+        waiting = sum(coming.values())
         for one in dict.fromkeys(new):
-            coming -= len(one.slots)
-            if self.num_steps - coming <= self.config.keep_steps or self._stored.get(one.ordinal) is not one:
+            waiting -= coming.pop(one.ordinal, 0)
+            if one.ordinal not in self._stored or self.num_steps - waiting <= self.config.keep_steps:
                 continue
             if self.config.replace_probability < 1 and self._rng.random() >= self.config.replace_probability:
                 self.remove([one])
-            while self.num_steps - coming > self.config.keep_steps:
-                is_alone = self.num_steps - coming == len(one.slots)
+            while self.num_steps - waiting > self.config.keep_steps:
+                is_alone = one.ordinal in self._stored and self.num_steps - waiting == len(one.slots)
                 chosen = one.ordinal if is_alone else self._remover.choose_older(one.ordinal)
+                waiting -= coming.pop(chosen, 0)
                 self.remove([self._stored[chosen]])
 
     def _give_first_priorities(self, block: Block, slots: NDArray[np.int64]) -> None:

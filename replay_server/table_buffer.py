@@ -1,6 +1,7 @@
 """Buffers on a replay server: a built-in one as a table of its own, any other one fed from a table."""
 
 import logging
+import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -133,7 +134,7 @@ class _Served(FedBuffer[Mapping[str, Any], R]):
     def add(self, data: Mapping[str, Any]) -> None:
         """Store one sample; returns when it is as durable as promised. A collector is the fast way."""
         inlet = self.open_inlet(exclusive=False)
-        inlet.put(data, 0.0)
+        inlet.put(data, time.time())
         inlet.close()
 
     def _state(self) -> dict[str, Any]:
@@ -297,13 +298,13 @@ class MirroredBuffer(_Served[R]):
     def _add_chunk(self, chunk: Trajectory) -> list[float]:
         times: list[float] = []
         columns = [list(chunk.columns[name]) for name in self._ordered_names]
-        for row, time in zip(zip(*columns, strict=True), chunk.columns[STAMP.name].tolist(), strict=True):
+        for row, collected_at in zip(zip(*columns, strict=True), chunk.columns[STAMP.name].tolist(), strict=True):
             try:
                 self._buffer.add(dict(zip(self._ordered_names, row, strict=True)))
             except Exception:
                 logger.exception("a sample was left out: %s does not take it", type(self._buffer).__name__)
             else:
-                times.append(time)
+                times.append(collected_at)
         return times
 
     def __len__(self) -> int:

@@ -16,6 +16,7 @@ from actors.data_collector import DataCollector, DataCollectorsDict
 from learner.data_user import DataUser, DataUsersDict
 from learner.training_condition import TrainingCondition
 from replay_server.answers import ReplayError
+from replay_server.buffer_contract import check_buffer
 from replay_server.client import ReplayClient
 from replay_server.data_buffer import DataBuffer, FieldMismatch
 from replay_server.data_queue import QueueClosedError
@@ -278,6 +279,38 @@ def test_several_users_and_producers_at_once(place: Callable[..., DataBuffer[Any
 
 
 # --- what only a server has ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: SequentialBuffer(NAMES, 4),
+        lambda: SequentialBuffer(4),
+        lambda: RandomReplacementBuffer(NAMES, 4, 0.5),
+    ],
+)
+def test_contract_of_buffers_on_a_server(
+    make: Callable[[], DataBuffer[Any, Any]], client: ReplayClient, tmp_path: Path
+) -> None:
+    """They keep the contract that buffers in a process keep; whoever makes one again finds what the server has."""
+    name = f"contract-{next(_numbers)}"
+    check_buffer(lambda: on_server(make(), client, name, SIGNATURE), [step(number) for number in range(6)], tmp_path)
+
+
+def test_drops_are_counted_where_they_happen(client: ReplayClient) -> None:
+    """A ring of 5 that nobody empties in time loses the oldest, and the metric of the collectors says how many."""
+    buffer = on_server(SequentialBuffer(NAMES, 100), client, "drops", SIGNATURE, max_queue_size=5)
+    collectors = DataCollectorsDict({"drops": buffer})
+    collector = collectors.acquire("drops")
+    for number in range(3000):
+        collector.collect(step(number))
+    settle(collector)
+    dropped = collectors.metrics.registry.get_sample_value("zero_data_dropped_samples_total", {"name": "drops"})
+    stored = client.server_info().tables["drops"].inserted_steps
+    assert dropped
+    assert dropped + stored == 3000
+    assert numbers(buffer.get_data())[-5:] == [2995, 2996, 2997, 2998, 2999]
+    collectors.close()
 
 
 def test_a_malformed_value_is_refused_in_the_producer(client: ReplayClient) -> None:
