@@ -24,7 +24,7 @@ from tests.integration.processes import wait_until
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 REPLAY_README = ROOT / "replay_server/README.md"
-PAGES = (README, REPLAY_README)
+PAGES = (README, REPLAY_README, ROOT / "zero/README.md")
 
 
 def snippets(page: Path) -> list[tuple[str, str]]:

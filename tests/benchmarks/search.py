@@ -1,4 +1,4 @@
-"""How fast the search is on one core: its trees alone, with the puzzle's rules, and beside networks.
+"""How fast the search is on one core: its trees alone, with the puzzle's rules, beside networks, by a learned model.
 
 Run it: `.venv/bin/python tests/benchmarks/search.py [--games 64] [--simulations 32]`. Every figure is the median of
 five rounds, per second of processor time of the one thread that works. Rounds of the variants take turns, so that a
@@ -22,15 +22,24 @@ from zero.config import NetworkConfig, SearchConfig
 from zero.games.game import Game, States
 from zero.games.random_play import random_legal_actions
 from zero.games.triangle import Triangle
-from zero.networks.inference import InferenceNetwork
+from zero.networks.inference import InferenceModel, InferenceNetwork, make_inference
+from zero.networks.learned import LearnedModelNetwork
 from zero.networks.make_network import make_network
 from zero.search.alphazero_model import AlphaZeroModel
 from zero.search.gumbel import GumbelSearch
+from zero.search.learned_model import LearnedModel
 from zero.search.model import RootOutput, SearchModel, StepOutput
 
 SEED = 0
 ROUNDS = 5
-TARGETS = {"trees alone": 300_000, "float32": 15_000, "bfloat16": 20_000, "64 x 4, float32": 2_500}
+MANY_SIMULATIONS = 128
+LEARNED = f"learned, {MANY_SIMULATIONS} simulations"
+WITH_CHANCE = "learned, chance everywhere"
+OPEN_TREES = "trees alone, all legal"
+TARGETS = {"trees alone": 300_000, "float32": 15_000, "bfloat16": 20_000, "64 x 4, float32": 2_500, LEARNED: 3_000}
+OPEN_TREE_SHARE = 0.1
+MOVES_TARGET = 100
+"""Moves per second of the learned model at the simulations given, 32 by default."""
 TREE_SHARE = 0.06
 
 
@@ -97,6 +106,18 @@ def trivial_network(game: Game) -> Callable[[NDArray[np.float32]], tuple[NDArray
     return evaluate
 
 
+def learned_model(game: Game, *, expects_chance: bool) -> LearnedModel:
+    """A fresh learned model, in which chance follows nothing, or everything: the most that it can cost."""
+    network = make_network(game, NetworkConfig(model="learned"), SEED)
+    assert isinstance(network, LearnedModelNetwork)
+    assert network.chance_head is not None
+    with torch.no_grad():
+        network.chance_head.bias[-1] = 100 if expects_chance else -100
+    inference = make_inference(network)
+    assert isinstance(inference, InferenceModel)
+    return LearnedModel(game, inference, 0.99)
+
+
 def simulations_per_second(search: GumbelSearch, states: States, num_simulations: int, seconds: float) -> float:
     """Simulations of all games together per second of processor time, over at least `seconds` of it."""
     rng = np.random.default_rng(SEED)
@@ -137,15 +158,22 @@ def main() -> None:
         "float32": AlphaZeroModel(game, InferenceNetwork(network), 0.99),
         "bfloat16": AlphaZeroModel(game, InferenceNetwork(network, torch.bfloat16), 0.99),
         "64 x 4, float32": AlphaZeroModel(game, InferenceNetwork(larger), 0.99),
+        "learned": learned_model(game, expects_chance=False),
+        WITH_CHANCE: learned_model(game, expects_chance=True),
+        LEARNED: learned_model(game, expects_chance=False),
+        OPEN_TREES: PreparedModel(arguments.games, np.ones_like(mask), game.num_actions),
     }
-    config = SearchConfig(num_simulations=arguments.simulations)
-    searches = {name: GumbelSearch(model, config, arguments.games) for name, model in models.items()}
+    simulations = {name: MANY_SIMULATIONS if name == LEARNED else arguments.simulations for name in models}
+    searches = {
+        name: GumbelSearch(model, SearchConfig(num_simulations=simulations[name]), arguments.games)
+        for name, model in models.items()
+    }
     rates: dict[str, list[float]] = {name: [] for name in models}
     for search in searches.values():
         search.run(states, np.arange(arguments.games, dtype=np.uint64))
     for _ in range(ROUNDS):
         for name, search in searches.items():
-            rates[name].append(simulations_per_second(search, states, arguments.simulations, arguments.seconds))
+            rates[name].append(simulations_per_second(search, states, simulations[name], arguments.seconds))
 
     medians = {name: statistics.median(values) for name, values in rates.items()}
     print(
@@ -156,7 +184,7 @@ def main() -> None:
     )
     for name, median in medians.items():
         spread = f"{min(rates[name]):,.0f} to {max(rates[name]):,.0f}"
-        print(f"{name:>15}: {median:>9,.0f} simulations/s (median of {ROUNDS}, {spread})")
+        print(f"{name:>26}: {median:>9,.0f} simulations/s (median of {ROUNDS}, {spread})")
     for name, target in TARGETS.items():
         verdict = "met" if medians[name] >= target else "missed"
         print(f"target for {name}: {target:,} simulations/s, {verdict}")
@@ -167,6 +195,12 @@ def main() -> None:
     verdict = "met" if trees_and_rules <= TREE_SHARE else "missed"
     print(f"of the time in float32 trees and rules take {trees_and_rules:.1%} (target {TREE_SHARE:.0%}, {verdict}),")
     print(f"the network's input {encoding:.1%}")
+    trees = medians["learned"] / medians[OPEN_TREES]
+    verdict = "met" if trees <= OPEN_TREE_SHARE else "missed"
+    print(f"of the time with a learned model trees take {trees:.1%} (target {OPEN_TREE_SHARE:.0%}, {verdict})")
+    moves = medians[WITH_CHANCE] / arguments.simulations
+    verdict = "met" if moves >= MOVES_TARGET else "missed"
+    print(f"with a learned model at least {moves:,.0f} moves/s (target {MOVES_TARGET}, {verdict})")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """How strong an agent gets per second of processor time: self-play and learning in one thread, without a server.
 
-Run it: `nice .venv/bin/python tests/benchmarks/strength.py [--seconds 240] [--seeds 0 1] [--set KEY=VALUE]`. Actor and
-learner take turns, so that each gets half of the seconds, and are the project's own but for the replay, which is an
-array. With `--reanalyse 0.25` a reanalyser takes a quarter of the actor's half. With `--moves 6000` only so many are
+Run it: `nice .venv/bin/python tests/benchmarks/strength.py [--seconds 240] [--seeds 0 1] [--set KEY=VALUE]
+[--experiment FILE]`. Actor and learner take turns, so that each gets half of the seconds, and are the project's own but
+for the replay, which is an array. With `--reanalyse 0.25` a reanalyser takes a quarter of the actor's half. With `--moves 6000` only so many are
 played, as where play is dear; the actor's half goes on with reanalysing, or idles.
 
 Seconds are of the processor, so that another program beside it disturbs little; compiling is not counted. Prints one
@@ -20,8 +20,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from actors.baselines import make_baseline
 from actors.evaluation import MAX_SLOTS, EvaluationScore, FixedWidthPlayer, Schedule, play_games
-from actors.players import PolicyPlayer, RandomPlayer, SearchPlayer
+from actors.players import Player, PolicyPlayer, SearchPlayer
 from actors.reanalyser import LOOKED_AT
 from actors.reanalysis import WINDOWS, Reanalysed, Reanalysis, choose_positions
 from actors.self_play import SelfPlay
@@ -254,8 +255,10 @@ class Training:
         self._buffer.update_priorities(batch.keys, loss.priorities.numpy())
 
 
-def measure(config: ExperimentConfig, game: Game, learner: Learner, num_games: int) -> dict[str, float]:
-    """Scores on fixed seeds, of the search and of the policy alone, with their standard errors."""
+def measure(
+    config: ExperimentConfig, game: Game, learner: Learner, num_games: int, opponent: Player
+) -> dict[str, float]:
+    """Scores on fixed seeds, of the search and of the policy alone, with their standard errors and games lost."""
     network = make_inference(learner.network)
     schedule = Schedule(num_games, config.evaluation.seed, config.self_play.max_moves)
     width = min(num_games, MAX_SLOTS)
@@ -265,14 +268,10 @@ def measure(config: ExperimentConfig, game: Game, learner: Learner, num_games: i
     }
     scores: dict[str, float] = {}
     for name, player in players.items():
-        score = EvaluationScore.of(play_games(game, player, RandomPlayer(game), schedule))
+        score = EvaluationScore.of(play_games(game, player, opponent, schedule))
         scores[name], scores[f"{name}_standard_error"] = round(score.mean, 2), round(score.standard_error, 2)
+        scores[f"{name}_lost"] = score.num_lost
     return scores
-
-
-def overrides(seed: int, options: argparse.Namespace) -> list[str]:
-    """Of the config, the seed's first."""
-    return [f"seed={seed}", *options.overrides]
 
 
 def main() -> None:
@@ -280,7 +279,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=240.0, help="of processor time, both sides together")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    parser.add_argument("--games", type=int, default=256, help="evaluation seeds, games for one player only")
+    parser.add_argument("--games", type=int, default=256, help="evaluation seeds")
+    parser.add_argument("--opponent", default="random", help="in games for two: a baseline, such as perfect")
     parser.add_argument("--experiment", type=Path, help="a TOML file; the defaults of the config without")
     parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE")
     parser.add_argument("--simulations", type=int, default=32, help="per move in the evaluation; training has its own")
@@ -288,15 +288,15 @@ def main() -> None:
     parser.add_argument("--moves", type=int, default=0, help="played at most; 0 for any number")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    text = options.experiment.read_text() if options.experiment else ""
     for seed in options.seeds:
-        config = parse_config(options.experiment.read_text() if options.experiment else "", overrides(seed, options))
+        overrides = [f"seed={seed}", *options.overrides]
+        config = parse_config(text, overrides)
         game = make_game(config.game.name, config.game.options)
         training = Training(config, game, Sharing(options.reanalyse, options.moves))
         progress = training.run(options.seconds)
-        evaluated = parse_config(
-            "", [f"seed={seed}", *options.overrides, f"search.num_simulations={options.simulations}"]
-        )
-        scores = measure(evaluated, game, training.learner, options.games)
+        evaluated = parse_config(text, [*overrides, f"search.num_simulations={options.simulations}"])
+        scores = measure(evaluated, game, training.learner, options.games, make_baseline(options.opponent, game))
         print(json.dumps({"seed": seed, "overrides": options.overrides} | scores | asdict(progress)), flush=True)
 
 
