@@ -2,8 +2,8 @@
 
 Run it: `nice .venv/bin/python tests/benchmarks/strength.py [--seconds 240] [--seeds 0 1] [--set KEY=VALUE]
 [--experiment FILE]`. Actor and learner take turns, so that each gets half of the seconds, and are the project's own but
-for the replay, which is an array. With `--reanalyse 0.25` a reanalyser takes a quarter of the actor's half. With `--moves 6000` only so many are
-played, as where play is dear; the actor's half goes on with reanalysing, or idles.
+for the replay, which is an array. With `--reanalyse 0.25` a reanalyser takes a quarter of the actor's half. With
+`--moves 6000` only so many are played, as where play is dear; the actor's half goes on with reanalysing, or idles.
 
 Seconds are of the processor, so that another program beside it disturbs little; compiling is not counted. Prints one
 JSON object per seed.
