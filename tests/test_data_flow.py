@@ -24,7 +24,7 @@ from replay_server.replacement_buffer import RandomReplacementBuffer
 from replay_server.sequential_buffer import SequentialBuffer
 from replay_server.server import ReplayServer, ReplayServerSettings
 from replay_server.table_buffer import on_server
-from replay_server.table_inlet import TableInlet
+from replay_server.table_inlet import InletOptions, TableInlet
 from zero.tables import Durability
 from zero.trajectories import ColumnSpec, PriorityUpdates
 
@@ -348,6 +348,24 @@ def test_a_producer_that_is_fenced_off_inserts_no_more(client: ReplayClient) -> 
         client.acquire_lease("fenced", "collector", "crashed", seconds=0.05)
     assert numbers(buffer.get_data()) == [1]
     inlet.close()
+
+
+def test_a_collector_whose_name_was_taken_over_says_so(client: ReplayClient) -> None:
+    """What it sends afterwards is not stored, whoever collects hears of it, and the new producer goes on."""
+    buffer = on_server(SequentialBuffer(NAMES, 10), client, "taken", SIGNATURE)
+    old = TableInlet(client, "taken", SIGNATURE, InletOptions(10), producer="old")
+    client.release_lease("taken", "collector", "old")
+    new = buffer.open_inlet()
+    old.put(step(1), 0.0)
+    with pytest.raises(QueueClosedError, match="taken over"):
+        old.flush()
+    with pytest.raises(QueueClosedError, match="taken over"):
+        old.put(step(2), 0.0)
+    new.put(step(3), 0.0)
+    new.close()
+    with pytest.raises(QueueClosedError, match="taken over"):
+        old.close()
+    assert numbers(buffer.get_data()) == [3]
 
 
 def test_a_lease_and_what_was_collected_outlive_the_server(tmp_path: Path) -> None:
