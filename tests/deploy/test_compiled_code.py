@@ -29,7 +29,7 @@ def search_once() -> list[int]:
 def test_a_ray_process_compiles_nothing_anew() -> None:
     """What this process has compiled, another one started by Ray loads from disk."""
     search_once()
-    ray.init(num_cpus=1, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+    ray.init("local", num_cpus=1, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
     try:
         assert ray.get(ray.remote(search_once).remote()) == [0, 0, 0]
     finally:
