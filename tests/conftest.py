@@ -11,6 +11,9 @@ MAX_PROCESSES = 4
 WAITING_PROCESSES = 1
 """More than there are cores, as tests wait for servers, too."""
 
+# Networks of tests are tiny: threads of PyTorch, which reads this when it is imported, would only wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> None:
