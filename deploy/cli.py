@@ -84,6 +84,12 @@ def _latest_or_best(value: str) -> str:
     return value
 
 
+def _device(value: str) -> str:
+    if value not in {"auto", "cpu", "cuda"}:
+        raise typer.BadParameter(f"must be auto, cpu or cuda, got {value!r}")
+    return value
+
+
 def _host_for_others(value: str) -> str:
     if value.strip("[]") in WILDCARD_HOSTS:
         raise typer.BadParameter(
@@ -267,6 +273,15 @@ def learner(  # noqa: PLR0913, PLR0917 - one parameter per option, as typer want
     experiment: Experiment = "triangle",
     overrides: Overrides = None,
     run_dir: RunDir = MANUAL_RUN,
+    device: Annotated[
+        str,
+        typer.Option(
+            envvar="ZERO_DEVICE",
+            callback=_device,
+            metavar="auto|cpu|cuda",
+            help="What to compute on: a GPU if there is one, no GPU, or a GPU and nothing else.",
+        ),
+    ] = "auto",
     replay_address: ReplayAddress = DEFAULT_ADDRESS,
     tls_ca: TlsCa = None,
     tls_certificate: TlsCertificate = None,
@@ -286,6 +301,7 @@ def learner(  # noqa: PLR0913, PLR0917 - one parameter per option, as typer want
     assignment = Assignment(
         Role.LEARNER,
         folder.context(),
+        device=device,
         host=host,
         metrics_port=metrics_port,
         replay_address=replay_address,

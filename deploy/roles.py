@@ -52,6 +52,7 @@ class Assignment:
         baselines: whom an evaluator measures too, by name; None for the game's own.
         simulations: how deep an evaluator searches, besides as the experiment says; per move.
         health_port: where the replay server serves health alone; None for nowhere, 0 takes a free one.
+        device: what the learner computes on: "auto" for a GPU if there is one, "cpu", "cuda".
         max_steps: training steps after which the learner is done; None for never.
         entropy: tells this process from all that had this role before, as `zero.seeds.entropy_of`; None draws it.
     """
@@ -72,6 +73,7 @@ class Assignment:
     baselines: tuple[str, ...] | None = None
     simulations: tuple[int, ...] = ()
     health_port: int | None = None
+    device: str = "auto"
     max_steps: int | None = None
     entropy: int | None = None
 
@@ -198,6 +200,7 @@ def _run_learner(assignment: Assignment, config: ExperimentConfig, stop: Event) 
     from learner.learner import LearnerSettings, run_learner  # noqa: PLC0415
 
     settings = LearnerSettings(
+        device=_device(assignment.device),
         replay_address=assignment.replay_address,
         run_dir=assignment.run_dir,
         metrics_host=assignment.host,
@@ -209,6 +212,15 @@ def _run_learner(assignment: Assignment, config: ExperimentConfig, stop: Event) 
         run_learner(config, settings, stop)
     except CheckpointError as error:
         raise DeployError(str(error), BAD_INPUT) from error
+
+
+def _device(name: str) -> str:
+    import torch  # noqa: PLC0415
+
+    if name == "cuda" and not torch.cuda.is_available():
+        why = "this PyTorch is built without CUDA" if torch.version.cuda is None else "PyTorch finds no GPU"
+        raise DeployError(f"--device cuda: {why}; give --device auto, or a machine and an image with CUDA", BAD_INPUT)
+    return name
 
 
 def _run_actor(assignment: Assignment, config: ExperimentConfig, stop: Event) -> None:

@@ -34,6 +34,8 @@ logger = logging.getLogger(__name__)
 
 LOSS_REPORT_INTERVAL_STEPS = 10
 """Reading a loss for the metrics waits for the device, so not every step does."""
+MAX_NONFINITE_STEPS = 10
+"""So many batches in a row without a finite loss and gradient end the learner: it is not the batch."""
 
 
 @dataclass(frozen=True)
@@ -172,9 +174,14 @@ class LearnerLoop:
         self._publisher = publisher
         self._store = store
         self._metrics = metrics
+        self._nonfinite_steps = 0
 
     def run(self, stop: Event) -> None:
-        """Train until `stop` or the last step that is wanted, then save."""
+        """Train until `stop` or the last step that is wanted, then save.
+
+        Raises:
+            FloatingPointError: MAX_NONFINITE_STEPS batches in a row had no finite loss and gradient.
+        """
         publish_interval = self._config.learner.publish_interval_steps
         saved_at = time.monotonic()
         try:
@@ -198,7 +205,12 @@ class LearnerLoop:
         drawn = time.perf_counter()
         self._metrics.batch_wait.inc(drawn - started)
         training_batch = self._learner.prepare(batch)
-        loss, norm = self._learner.train(training_batch)
+        try:
+            loss, norm = self._learner.train(training_batch)
+        except FloatingPointError as error:
+            self._give_up_step(error)
+            return
+        self._nonfinite_steps = 0
         self._data_user.update_priorities(PriorityUpdates(batch.keys, loss.priorities.cpu().numpy()))
         self._metrics.step_seconds.observe(time.perf_counter() - drawn)
         self._metrics.registry.events.step = self._learner.training_step
@@ -206,6 +218,14 @@ class LearnerLoop:
         self._metrics.training_step.set(self._learner.training_step)
         if self._learner.training_step % LOSS_REPORT_INTERVAL_STEPS == 1:
             self._report(batch, training_batch, loss, norm)
+
+    def _give_up_step(self, error: FloatingPointError) -> None:
+        """Count a step that left the weights as they were; raise the error if one batch after another does."""
+        self._metrics.nonfinite_steps.inc()
+        self._nonfinite_steps += 1
+        if self._nonfinite_steps >= MAX_NONFINITE_STEPS:
+            raise error
+        logger.warning("%s; the batch is left out", error)
 
     def _report(self, batch: SequenceBatch, training_batch: TrainingBatch, loss: Loss, norm: Tensor) -> None:
         metrics = self._metrics
@@ -263,7 +283,7 @@ def run_learner(config: ExperimentConfig, settings: LearnerSettings, stop: Event
     learner = Learner(config, game, torch.device(name))
     store = CheckpointStore(settings.run_dir / "checkpoints")
     checkpoint = store.newest(config)
-    metrics = LearnerMetrics()
+    metrics = LearnerMetrics(settings.run_dir)
     if checkpoint is not None:
         learner.restore(checkpoint)
         metrics.registry.events.step = learner.training_step

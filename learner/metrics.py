@@ -1,5 +1,8 @@
 """The learner's Prometheus metrics, whose every change is an event, too."""
 
+import shutil
+from pathlib import Path
+
 import numpy as np
 
 from replay_server.recorded_metrics import Counter, Gauge, Histogram, RecordingRegistry
@@ -12,7 +15,8 @@ SEARCH_WINDOWS = {"search_version": 1, "reanalysed_at": 1}
 class LearnerMetrics:
     """All series of one learner, in a registry of its own."""
 
-    def __init__(self) -> None:
+    def __init__(self, run_dir: Path) -> None:
+        """run_dir is looked at whenever the room on its disk is asked for."""
         self.registry = RecordingRegistry()
         self.training_step = Gauge(
             "zero_learner_training_step", "Optimizer updates of the run, restarts included.", registry=self.registry
@@ -128,9 +132,23 @@ class LearnerMetrics:
             buckets=(0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5),
             registry=self.registry,
         )
+        self._add_safety(run_dir)
+
+    def _add_safety(self, folder: Path) -> None:
+        """What tells whether the run is safe."""
+        self.nonfinite_steps = Counter(
+            "zero_learner_nonfinite_steps",
+            "Training steps given up because loss or gradient was not finite.",
+            registry=self.registry,
+        )
         self.checkpoint_timestamp = Gauge(
             "zero_learner_checkpoint_timestamp_seconds", "When the last checkpoint was saved.", registry=self.registry
         )
+        for name, text, read in (
+            ("disk_free_bytes", "Room on the disk of the run's folder.", lambda: shutil.disk_usage(folder).free),
+            ("disk_bytes", "Size of the disk of the run's folder.", lambda: shutil.disk_usage(folder).total),
+        ):
+            Gauge(f"zero_learner_{name}", text, registry=self.registry).set_function(read)
 
     def report_searches(self, batch: SequenceBatch, newest_version: int, now: float) -> None:
         """Enter how old the searches are whose results are learned.

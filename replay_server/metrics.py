@@ -13,9 +13,11 @@ from prometheus_client import (
     ProcessCollector,
     disable_created_metrics,
 )
-from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from replay_server.machine import Disk, memory_limit_bytes
+from replay_server.redis_state import RedisState
 from zero.wire.codec import Reason
 
 REMOVAL_CAUSES = ("evicted", "deleted", "used_up")
@@ -73,6 +75,8 @@ class Levels:
         store_available: whether Redis takes inserts.
         in_flight_bytes: by direction.
         max_in_flight_bytes: the most allowed.
+        redis: how Redis is doing.
+        disk: that a private Redis writes to; nothing where Redis is somebody else's.
     """
 
     tables: Iterable[TableState]
@@ -80,6 +84,8 @@ class Levels:
     store_available: bool
     in_flight_bytes: Iterable[tuple[str, int]] = ()
     max_in_flight_bytes: int = 0
+    redis: RedisState = RedisState()  # noqa: RUF009 -- a NamedTuple
+    disk: Disk = Disk()  # noqa: RUF009 -- a NamedTuple
 
 
 @dataclass(frozen=True)
@@ -167,6 +173,9 @@ class ServerMetrics:
         )
         for kind in ("certificate", "tokens"):
             self.stale_credentials.labels(kind)
+        self._gauge("memory_limit_bytes", "Memory of the machine, or of the container if less.").set(
+            memory_limit_bytes()
+        )
         self._redis_info = self._gauge("redis_info", "How soon Redis flushes what it acknowledges.", "appendfsync")
         self._tables = _TableCounters(self.registry)
 
@@ -287,7 +296,8 @@ class _LevelCollector(Collector):
                 family.add_metric([state.table], value)
             waiting.add_metric([state.table, "insert"], state.waiting_inserts)
             waiting.add_metric([state.table, "sample"], state.waiting_samples)
-        processes = _family("live_processes", "Processes that registered lately.", "role", levels.live_processes)
+        # Not "role": Prometheus gives the role of the scraped process to every series.
+        processes = _family("live_processes", "Processes that registered lately.", "process", levels.live_processes)
         in_flight = _family(
             "in_flight_bytes",
             "Bytes of requests being handled and answers being sent.",
@@ -302,7 +312,7 @@ class _LevelCollector(Collector):
         available = GaugeMetricFamily(
             "zero_replay_store_available", "1 while Redis takes inserts.", value=float(levels.store_available)
         )
-        return iter((*by_table, waiting, processes, in_flight, allowed, available))
+        return iter((*by_table, waiting, processes, in_flight, allowed, available, *_machine_levels(levels)))
 
 
 _TABLE_LEVELS = {
@@ -333,6 +343,28 @@ def _table_levels(state: TableState) -> tuple[float, ...]:
         state.error_buffer,
         state.difference,
         state.duplicate_seeds,
+    )
+
+
+def _machine_levels(levels: Levels) -> Iterator[Metric]:
+    state, disk = levels.redis, levels.disk
+    for name, text, value in (
+        (
+            "redis_write_failed",
+            "1 while the last write of Redis to its append-only file went wrong.",
+            state.write_failed,
+        ),
+        ("redis_memory_bytes", "Memory that Redis uses.", state.used_memory_bytes),
+        ("redis_max_memory_bytes", "The most memory that Redis may use; 0 without a limit.", state.max_memory_bytes),
+        ("redis_file_bytes", "Size of the append-only file of Redis.", state.file_bytes),
+        ("disk_free_bytes", "Room on the disk that a private Redis writes to; 0 of 0 without one.", disk.free_bytes),
+        ("disk_bytes", "Size of the disk that a private Redis writes to; 0 without one.", disk.total_bytes),
+    ):
+        yield GaugeMetricFamily(f"zero_replay_{name}", text, value=float(value))
+    yield CounterMetricFamily(
+        "zero_replay_redis_delayed_fsyncs",
+        "Writes of Redis that waited for a flush in the background, since Redis started.",
+        value=float(state.delayed_fsyncs),
     )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Self
 
 import prometheus_client
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.registry import Collector
 
 from zero.events import MAX_SERIES_CHARACTERS, Event, EventSeries
@@ -58,7 +58,7 @@ class EventLog:
 
 
 class RecordingRegistry(CollectorRegistry):
-    """A registry whose metrics record: those of this module that are made with it.
+    """A registry whose metrics record: those of this module that are made with it. Shows the process, too.
 
     Attributes:
         events: what they record.
@@ -66,6 +66,7 @@ class RecordingRegistry(CollectorRegistry):
 
     def __init__(self) -> None:
         super().__init__()
+        ProcessCollector(registry=self)
         outcomes = prometheus_client.Counter(
             "zero_events", "Metric events of this process, by what became of them.", ["outcome"], registry=self
         )

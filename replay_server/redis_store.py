@@ -12,6 +12,7 @@ from redis.retry import Retry
 
 from replay_server.embedded_redis import EmbeddedRedis, connect_to_socket
 from replay_server.errors import ReplayServerError
+from replay_server.redis_state import RedisState, read_redis_state
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +29,7 @@ class RedisStore:
         appendfsync: the policy that Redis follows, "no" without an append-only file, "unknown" where it does not tell.
         gives_fsync: whether Redis can promise to have flushed a write before it is acknowledged.
         flushes_itself: whether it does so with every write, without being asked.
+        state: how Redis was doing when it was last looked after.
     """
 
     def __init__(self, redis_url: str | None, embedded: EmbeddedRedis | None, timeout_seconds: float) -> None:
@@ -40,6 +42,7 @@ class RedisStore:
         self._aside: redis.Redis | None = None
         self._aside_executor = ThreadPoolExecutor(1, thread_name_prefix="replay-aside")
         self.appendfsync = "unknown"
+        self.state = RedisState()
         self.gives_fsync = self.flushes_itself = self._has_file = False
 
     @property
@@ -111,6 +114,7 @@ class RedisStore:
         client.ping()
         self._read_policy(client)
         self._warn(client)
+        self.state = read_redis_state(client)
         self._client = client
 
     def _open(self) -> redis.Redis:
@@ -148,6 +152,7 @@ class RedisStore:
             redis.RedisError: Redis does not answer.
         """
         await self.run(self._read_policy)
+        self.state = await self.run(read_redis_state)
         if self._embedded is not None:
             await self.run(self._embedded.tend)
 

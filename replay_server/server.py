@@ -5,7 +5,6 @@ import concurrent.futures
 import contextlib
 import fcntl
 import logging
-import os
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Generator
@@ -31,6 +30,7 @@ from replay_server.inserting import Inserter
 from replay_server.interceptors import CallMetrics, MetricsInterceptor
 from replay_server.lease_book import LeaseBook
 from replay_server.limits import InFlight, Limits
+from replay_server.machine import Disk, disk_of, memory_limit_bytes
 from replay_server.malloc import tune_malloc
 from replay_server.metrics import Levels, ServerMetrics
 from replay_server.metrics_endpoint import MetricsEndpoint
@@ -67,7 +67,8 @@ class ReplayServerSettings:
         redis_prefix: of all keys; one server at a time.
         redis_timeout_seconds: after which Redis counts as away.
         max_message_bytes: the largest message.
-        max_table_bytes: the most memory all tables together may preallocate; by default four fifths of the machine's.
+        max_table_bytes: the most memory all tables together may preallocate; by default four fifths of what the
+            machine or the container has.
         max_weights_bytes: the largest weights.
         max_in_flight_bytes: the most bytes of requests being handled and answers being sent.
         max_waiting_calls: the most calls held by rate limiters.
@@ -257,6 +258,8 @@ class _Parts:
             self._border.is_open and not self._commit.down_because,
             self._in_flight.by_direction(),
             self._in_flight.max_bytes,
+            self._store.state,
+            disk_of(self._settings.data_dir) if self._settings.redis_url is None else Disk(),
         )
 
     @asynccontextmanager
@@ -466,7 +469,7 @@ def _as_start_error(error: BaseException, settings: ReplayServerSettings) -> Rep
 def _table_bytes(settings: ReplayServerSettings) -> int:
     if settings.max_table_bytes is not None:
         return settings.max_table_bytes
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * 4 // 5
+    return memory_limit_bytes() * 4 // 5
 
 
 def _listen(add_port: Callable[[str], int], host: str, port: int) -> int:

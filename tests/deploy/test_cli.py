@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from actors.best_weights import BestWeights, Candidate
 from actors.evaluation import EvaluationScore
@@ -93,6 +94,7 @@ def test_bad_input_ends_with_one_line_that_names_it(
         (["train", "--metrics-port", "70000"], "--metrics-port", "'70000'"),
         (["train", "--log-level", "loud"], "--log-level", "'loud'"),
         (["actor", "--index", "-1"], "--index", "'-1'"),
+        (["learner", "--device", "tpu"], "--device", "'tpu'"),
         *(
             ([role, "--replay-address", address], "--replay-address", repr(address))
             for role in ("learner", "actor", "evaluate")
@@ -113,6 +115,14 @@ def test_a_bad_option_ends_with_one_line_that_names_it(run: Run, arguments: list
     assert err.count("\n") == 1
     assert option in err
     assert given in err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_named(run: Run) -> None:
+    """A learner that must have a GPU ends before it trains on anything else."""
+    code, _, err = run("learner", "--device", "cuda", "--experiment", "tic_tac_toe")
+    assert code == 2
+    assert re.fullmatch(r"error: --device cuda: .*; give --device auto, or a machine and an image with CUDA\n", err)
 
 
 def test_no_command_shows_the_help(run: Run) -> None:

@@ -20,7 +20,7 @@ from actors.evaluator import EvaluatorSettings, run_evaluator
 from actors.weights_client import WeightsClient
 from learner.checkpoint import CheckpointStore
 from learner.data_user import DataUser
-from learner.learner import Learner, LearnerLoop, LearnerSettings, run_learner
+from learner.learner import MAX_NONFINITE_STEPS, Learner, LearnerLoop, LearnerSettings, run_learner
 from learner.metrics import SEARCH_WINDOWS, LearnerMetrics
 from learner.weights_publisher import WeightsPublisher
 from replay_server.client import ReplayClient, ReplayError
@@ -148,7 +148,7 @@ def test_the_health_of_learning_is_shown_as_it_is(address: str, client: ReplayCl
     """Of real games: how stale and sharp targets are, how many are clamped, how far values are from them at first."""
     network = CONFIG.network.model_copy(update={"support_min": -0.25, "support_max": 0.25})
     config = CONFIG.model_copy(update={"network": network})
-    game, stop, metrics = make_game("tic_tac_toe", {}), Event(), LearnerMetrics()
+    game, stop, metrics = make_game("tic_tac_toe", {}), Event(), LearnerMetrics(tmp_path)
     client.create_table(self_play_table(config, game))
     learner = Learner(config, game, torch.device("cpu"))
     # A new network expects the same of every position, which has no slope.
@@ -194,6 +194,47 @@ def test_the_health_of_learning_is_shown_as_it_is(address: str, client: ReplayCl
     )
     slope, _ = np.polyfit(predictions, targets, 1, w=np.sqrt(weights))
     assert value("zero_learner_value_slope") == pytest.approx(slope, rel=1e-3)
+
+
+class PoisonedBuffer(TrajectoryBuffer):
+    """Hands out a few batches with NaN, a good one, and then NaN for ever."""
+
+    def __init__(self, client: ReplayClient, windows: dict[str, int], stop: Event) -> None:
+        super().__init__(client, TABLE_NAME, SampleSpec(64, windows), prefetch=1, stop=stop)
+        self.handed_out = 0
+
+    def get_data(self) -> SequenceBatch:
+        """See TrajectoryBuffer."""
+        batch = super().get_data()
+        self.handed_out += 1
+        if self.handed_out == 3:
+            return batch
+        poisoned = np.full_like(batch.columns["reward"], np.nan)
+        return replace(batch, columns={**batch.columns, "reward": poisoned})
+
+
+def test_a_batch_without_a_finite_loss_is_left_out_and_counted(
+    address: str, client: ReplayClient, tmp_path: Path
+) -> None:
+    """One does not end the learner, many in a row do; the weights are those of the good batch alone."""
+    game, stop, metrics = make_game("tic_tac_toe", {}), Event(), LearnerMetrics(tmp_path)
+    client.create_table(self_play_table(CONFIG, game))
+    client.publish_weights(weights_to_bytes(make_network(game, CONFIG.network, 1)), 0)
+    learner = Learner(CONFIG, game, torch.device("cpu"))
+    store = CheckpointStore(tmp_path / "checkpoints")
+    with (
+        running(lambda stop: run_actor(CONFIG, ActorSettings(address), stop)),
+        closing(WeightsPublisher(client)) as publisher,
+    ):
+        wait_until(lambda: client.server_info().tables[TABLE_NAME].inserted_steps >= 200)
+        with (
+            closing(PoisonedBuffer(client, learner.windows(), stop)) as buffer,
+            pytest.raises(FloatingPointError, match="training step 1"),
+        ):
+            LearnerLoop(CONFIG, learner, DataUser(buffer), publisher, store, metrics).run(stop)
+    assert learner.training_step == 1
+    assert buffer.handed_out == 2 + 1 + MAX_NONFINITE_STEPS
+    assert metrics.registry.get_sample_value("zero_learner_nonfinite_steps_total") == 2 + MAX_NONFINITE_STEPS
 
 
 def targets(metrics_address: str) -> dict[str, set[str]]:

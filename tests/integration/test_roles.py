@@ -1,18 +1,11 @@
-"""Tests of the roles started by hand, of Prometheus over them, and of what they say when they cannot start."""
+"""Tests of the roles started by hand, and of what they say when they cannot start."""
 
-import json
 import os
-import secrets
-import shutil
 import socket
 import subprocess
-import sys
-import urllib.parse
-import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import pytest
 import redis
@@ -21,11 +14,9 @@ from deploy.interrupts import INTERRUPTED
 from deploy.run_folder import RunFolder
 from deploy.scrape import Scraper
 from replay_server.embedded_redis import find_redis_server
-from tests.integration.processes import SMALL, Command, wait_until
+from tests.integration.processes import SMALL, Command, free_port, wait_until
 
 pytestmark = pytest.mark.slow
-PROMETHEUS_CONFIG = Path(__file__).parents[2] / "deploy/prometheus/prometheus.yml"
-DEFAULT_TARGET = "127.0.0.1:9470"
 SERIES = {
     "replay_server": "zero_replay_inserted_steps_total",
     "learner": "zero_learner_training_steps_total",
@@ -42,13 +33,6 @@ def taken_port() -> Iterator[int]:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         yield taken.getsockname()[1]
-
-
-def free_port() -> int:
-    """A port that nobody listens on, for programs that cannot choose one themselves."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 class FourTerminals:
@@ -88,51 +72,6 @@ def test_four_roles_by_hand_make_a_run(tmp_path: Path) -> None:
         assert terminals.server.wait(30) == 0, terminals.server.output
         assert not terminals.server.survivors()
     assert list((tmp_path / "run/checkpoints").glob("step-*"))
-
-
-def ask(address: str, path: str) -> Any:
-    """The JSON that a Prometheus answers; None while it does not."""
-    try:
-        with urllib.request.urlopen(f"http://{address}{path}", timeout=5) as response:
-            return json.load(response)
-    except OSError:
-        return None
-
-
-@pytest.mark.skipif(shutil.which("prometheus") is None, reason="no prometheus on PATH: apt-get install prometheus")
-def test_prometheus_finds_series_of_every_role(tmp_path: Path) -> None:
-    """A real Prometheus with our config, pointed at a real run, scrapes every role without an error."""
-    with ExitStack() as stack:
-        terminals = FourTerminals(stack, tmp_path)
-        config = PROMETHEUS_CONFIG.read_text().replace(DEFAULT_TARGET, terminals.metrics_address)
-        assert terminals.metrics_address in config
-        (tmp_path / "prometheus.yml").write_text(config.replace("5s", "1s"))
-        address = f"127.0.0.1:{free_port()}"
-        log = stack.enter_context((tmp_path / "prometheus.log").open("wb"))
-        prometheus = subprocess.Popen(
-            [
-                "prometheus",
-                f"--config.file={tmp_path / 'prometheus.yml'}",
-                f"--storage.tsdb.path={tmp_path / 'tsdb'}",
-                f"--web.listen-address={address}",
-            ],
-            stdout=log,
-            stderr=subprocess.STDOUT,
-        )
-        stack.callback(prometheus.wait)
-        stack.callback(prometheus.terminate)
-
-        def value(query: str) -> float | None:
-            answer = ask(address, "/api/v1/query?" + urllib.parse.urlencode({"query": query}))
-            result = answer["data"]["result"] if answer else []
-            return float(result[0]["value"][1]) if result else None
-
-        for role, name in SERIES.items():
-            wait_until(lambda role=role, name=name: (value(f'{name}{{role="{role}"}}') or 0) > 0, f"{name} of {role}")
-        wait_until(lambda: value("sum(up)") == 4, "all four up")
-        targets = ask(address, "/api/v1/targets")["data"]["activeTargets"]
-        assert {target["labels"]["role"] for target in targets} == set(SERIES)
-        assert not [target["lastError"] for target in targets if target["lastError"]]
 
 
 def ends_with(folder: Path, code: int, *arguments: str, environment: Mapping[str, str] | None = None) -> str:
@@ -193,41 +132,6 @@ def test_a_start_that_failed_leaves_the_folder_to_the_corrected_command(tmp_path
         run.interrupt()
         assert run.wait(60) == INTERRUPTED, run.output
     assert "--resume run" in ends_with(tmp_path, 2, *train, "--metrics-port=0")
-
-
-def test_a_run_joins_a_cluster_and_leaves_it_running(tmp_path: Path) -> None:
-    """With --ray-address the roles run on that cluster, which asks for a token, and only they end with the run."""
-    port = free_port()
-    environment = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    command = Path(sys.executable).with_name("ray")
-    with (tmp_path / "ray.log").open("wb") as log:
-        head = subprocess.Popen(
-            [
-                *(str(command), "start", "--head", "--block"),
-                *(f"--port={port}", "--num-cpus=3", "--include-dashboard=false"),
-                *("--object-store-memory=100000000", "--temp-dir=/tmp/zero-test-ray", "--disable-usage-stats"),
-            ],
-            env={**os.environ, **environment},
-            stdout=log,
-            stderr=subprocess.STDOUT,
-        )
-        try:
-            cluster = [f"--ray-address=127.0.0.1:{port}", "--actors=1", "--insecure"]
-            arguments = [*SMALL, "--minutes=10", "--metrics-port=0", *cluster]
-
-            def reachable() -> bool:
-                with socket.socket() as probe:
-                    return probe.connect_ex(("127.0.0.1", port)) == 0
-
-            wait_until(reachable, "the cluster")
-            with Command(tmp_path, "train", *arguments, "--run-dir=run", environment=environment) as run:
-                run.wait_for("learning since", 120)
-                run.interrupt()
-                assert run.wait(60) == INTERRUPTED, run.output
-            assert head.poll() is None
-        finally:
-            head.terminate()
-            head.wait(30)
 
 
 def test_a_run_keeps_its_data_in_a_given_redis(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import signal
 import threading
 import time
@@ -12,6 +13,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 
 import grpc
 import numpy as np
@@ -21,6 +23,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from replay_server.answers import ReplayError, ReplayTimeout
 from replay_server.client import ProcessRegistration, ReplayClient
+from replay_server.machine import memory_limit_bytes
 from replay_server.server import (
     BoundAddresses,
     ReplayServer,
@@ -200,6 +203,34 @@ def test_updates_inserts_and_the_age_of_samples_are_counted(settings: ReplayServ
         assert 0 < after["zero_replay_sample_age_seconds_sum{}"] < 60
 
 
+def test_what_an_operator_must_watch_of_redis_and_the_machine_is_shown(settings: ReplayServerSettings) -> None:
+    """Memory, disk and Redis as the machine and Redis say; the file grows with what is inserted."""
+    with ReplayServer(settings) as bound, ReplayClient(bound.address) as client:
+        client.create_table(table_config())
+        before = scrape(bound.metrics_address)
+        usage = shutil.disk_usage(settings.data_dir)
+        assert before["zero_replay_disk_bytes{}"] == usage.total
+        assert before["zero_replay_disk_free_bytes{}"] == pytest.approx(usage.free, rel=0.1)
+        assert before["zero_replay_memory_limit_bytes{}"] == memory_limit_bytes()
+        assert before["process_resident_memory_bytes{}"] < before["zero_replay_memory_limit_bytes{}"]
+        assert before["zero_replay_redis_memory_bytes{}"] > 0
+        for name in ("redis_write_failed", "redis_max_memory_bytes", "redis_delayed_fsyncs_total"):
+            assert before[f"zero_replay_{name}{{}}"] == 0
+        client.insert("games", [played(number) for number in range(100)])
+        file = "zero_replay_redis_file_bytes{}"
+        until(lambda: scrape(bound.metrics_address)[file] > before[file])
+
+
+def test_the_memory_of_a_container_counts_if_it_is_less(tmp_path: Path) -> None:
+    """A limit above the machine's memory, "max", or no file at all leave the machine's."""
+    limit = tmp_path / "memory.max"
+    machine = memory_limit_bytes((limit,))
+    assert machine > 1 << 28
+    for text, expected in (("max", machine), (str(machine * 2), machine), ("268435456", 1 << 28)):
+        limit.write_text(text + "\n")
+        assert memory_limit_bytes((limit,)) == expected
+
+
 def test_latencies_fall_inside_the_buckets(addresses: BoundAddresses, client: ReplayClient) -> None:
     """The slowest hundredth of inserts and samples is below the last finite bucket and above the first."""
     client.create_table(table_config("busy"))
@@ -302,11 +333,11 @@ def test_processes_are_listed_while_they_live(settings: ReplayServerSettings) ->
         lives_on_until = time.monotonic() + 1.0
         while time.monotonic() < lives_on_until:
             assert "10.0.0.7:9100" in targets(bound.metrics_address), "it registers again in time"
-        assert scrape(bound.metrics_address)["zero_replay_live_processes{role=actor}"] == 1
+        assert scrape(bound.metrics_address)["zero_replay_live_processes{process=actor}"] == 1
         registration.close()
         while "10.0.0.7:9100" in targets(bound.metrics_address):
             assert time.monotonic() < deadline
-        assert scrape(bound.metrics_address)["zero_replay_live_processes{role=actor}"] == 0
+        assert scrape(bound.metrics_address)["zero_replay_live_processes{process=actor}"] == 0
 
 
 def test_other_pages_are_not_found(addresses: BoundAddresses) -> None:

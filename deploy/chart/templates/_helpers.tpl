@@ -1,0 +1,157 @@
+{{- define "zero.labels" -}}
+helm.sh/chart: {{ .root.Chart.Name }}-{{ .root.Chart.Version }}
+app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .root.Release.Service }}
+{{ include "zero.selector" . }}
+{{- end }}
+
+{{- define "zero.selector" -}}
+app.kubernetes.io/name: zero
+app.kubernetes.io/instance: {{ .root.Release.Name }}
+{{- with .component }}
+app.kubernetes.io/component: {{ . }}
+{{- end }}
+{{- end }}
+
+{{- define "zero.image" -}}
+{{ .repository }}{{ if .digest }}@{{ .digest }}{{ else }}:{{ .tag }}{{ end }}
+{{- end }}
+
+{{- /* What every pod has: nobody is root, nothing is writable but volumes. */ -}}
+{{- define "zero.pod" -}}
+automountServiceAccountToken: false
+# A Service called zero would set ZERO_PORT, which means something else to the replay server.
+enableServiceLinks: false
+securityContext:
+  runAsNonRoot: true
+  runAsUser: {{ .user }}
+  runAsGroup: {{ .user }}
+  fsGroup: {{ .user }}
+  fsGroupChangePolicy: OnRootMismatch
+  seccompProfile: { type: RuntimeDefault }
+{{- with .root.Values.images.pullSecrets }}
+imagePullSecrets:
+  {{- range . }}
+  - name: {{ . }}
+  {{- end }}
+{{- end }}
+{{- with .values.nodeSelector }}
+nodeSelector: {{ toYaml . | nindent 2 }}
+{{- end }}
+{{- with .values.tolerations }}
+tolerations: {{ toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+
+{{- define "zero.container" -}}
+securityContext:
+  allowPrivilegeEscalation: false
+  readOnlyRootFilesystem: true
+  capabilities: { drop: [ALL] }
+{{- end }}
+
+{{- define "zero.claim" -}}
+- metadata:
+    name: data
+  spec:
+    accessModes: [ReadWriteOnce]
+    {{- with .className }}
+    storageClassName: {{ . }}
+    {{- end }}
+    resources:
+      requests:
+        storage: {{ .size }}
+{{- end }}
+
+{{- define "zero.secretVolumes" -}}
+{{- if not .Values.security.insecure }}
+- name: token
+  secret: { secretName: {{ .Values.security.tokenSecret }}, defaultMode: 0440 }
+- name: tls
+  secret: { secretName: {{ .Values.security.tlsSecret }}, defaultMode: 0440 }
+{{- end }}
+{{- end }}
+
+{{- define "zero.secretMounts" -}}
+{{- if not .Values.security.insecure }}
+- { name: token, mountPath: /secrets/token, readOnly: true }
+- { name: tls, mountPath: /secrets/tls, readOnly: true }
+{{- end }}
+{{- end }}
+
+{{- /* A learner, an actor or an evaluator: takes root, component and values. */ -}}
+{{- define "zero.rolePod" -}}
+{{- $root := .root }}
+metadata:
+  labels: {{ include "zero.labels" . | nindent 4 }}
+  annotations:
+    checksum/experiment: {{ toJson $root.Values.experiment | sha256sum }}
+spec:
+  {{- include "zero.pod" (dict "root" $root "values" .values "user" 10001) | nindent 2 }}
+  terminationGracePeriodSeconds: 60
+  containers:
+    - name: {{ .component }}
+      image: {{ include "zero.image" $root.Values.images.roles }}
+      imagePullPolicy: {{ $root.Values.images.pullPolicy }}
+      {{- include "zero.container" . | nindent 6 }}
+      {{- if eq .component "actor" }}
+      # Numbered by its name, which no other pod has.
+      command: [sh, -c, 'exec zero actor --index "$(hostname | cksum | cut -d" " -f1)" "$@"', actor]
+      {{- else }}
+      command: [zero, {{ if eq .component "evaluator" }}evaluate{{ else }}learner{{ end }}]
+      {{- end }}
+      {{- with $root.Values.experiment.overrides }}
+      args:
+        {{- range . }}
+        - {{ printf "--set=%s" . | quote }}
+        {{- end }}
+      {{- end }}
+      env:
+        - name: ZERO_HOST
+          valueFrom: { fieldRef: { fieldPath: status.podIP } }
+        - { name: ZERO_METRICS_PORT, value: "9471" }
+        - { name: ZERO_REPLAY_ADDRESS, value: "{{ $root.Release.Name }}-replay-server:8470" }
+        - { name: ZERO_EXPERIMENT, value: {{ if $root.Values.experiment.toml }}/experiment/experiment.toml{{ else }}{{ $root.Values.experiment.name }}{{ end }} }
+        {{- if eq .component "learner" }}
+        - { name: ZERO_DEVICE, value: {{ if .values.gpus }}cuda{{ else }}cpu{{ end }} }
+        {{- end }}
+        {{- if not $root.Values.security.insecure }}
+        - { name: ZERO_REPLAY_TLS_CA, value: /secrets/tls/ca.crt }
+        - { name: ZERO_REPLAY_TOKEN_FILE, value: /secrets/token/token }
+        {{- end }}
+      ports:
+        - { name: metrics, containerPort: 9471 }
+      # It serves /metrics as soon as the replay server has answered.
+      startupProbe:
+        httpGet: { path: /metrics, port: metrics }
+        periodSeconds: 5
+        failureThreshold: 120
+      livenessProbe:
+        httpGet: { path: /metrics, port: metrics }
+        periodSeconds: 20
+        timeoutSeconds: 10
+        failureThreshold: 6
+      resources:
+        {{- $resources := deepCopy .values.resources }}
+        {{- if .values.gpus }}
+        {{- $_ := set $resources "limits" (merge (dict "nvidia.com/gpu" .values.gpus) $resources.limits) }}
+        {{- end }}
+        {{- toYaml $resources | nindent 8 }}
+      volumeMounts:
+        - { name: tmp, mountPath: /tmp }
+        {{- if ne .component "actor" }}
+        - { name: data, mountPath: /data }
+        {{- end }}
+        {{- if $root.Values.experiment.toml }}
+        - { name: experiment, mountPath: /experiment, readOnly: true }
+        {{- end }}
+        {{- include "zero.secretMounts" $root | nindent 8 }}
+  volumes:
+    - name: tmp
+      emptyDir: { sizeLimit: 1Gi }
+    {{- if $root.Values.experiment.toml }}
+    - name: experiment
+      configMap: { name: {{ $root.Release.Name }}-experiment }
+    {{- end }}
+    {{- include "zero.secretVolumes" $root | nindent 4 }}
+{{- end }}

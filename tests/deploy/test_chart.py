@@ -1,0 +1,246 @@
+"""Tests of the chart: it renders what is committed, valid and safe, and refuses wrong values in one line."""
+
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import kubernetes_validate
+import pytest
+import redis
+import yaml
+
+from deploy import cli
+from replay_server.embedded_redis import find_redis_server
+from tests.deploy.helm import CHART, FakeCluster, Release, example, install, render_examples
+from tests.integration.processes import free_port, wait_until
+
+OLDEST, NEWEST = "1.31", "1.34"
+RENDERED = sorted((CHART / "rendered").glob("*.yaml"))
+SECRETS = ["zero-redis", "zero-tls", "zero-tokens"]
+
+
+def schemas() -> Path | None:
+    """Strict schemas of the Prometheus operator's kinds: where ZERO_SCHEMAS says, or beside a checkout."""
+    places = [Path(os.environ["ZERO_SCHEMAS"])] if "ZERO_SCHEMAS" in os.environ else []
+    places += [parent / "shared/schemas" for parent in CHART.parents]
+    return next((place for place in places if place.is_dir()), None)
+
+
+def objects(text: str) -> list[dict[str, Any]]:
+    """Of a manifest."""
+    return [found for found in yaml.safe_load_all(text) if found]
+
+
+def pods(text: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Names and specifications of what a manifest runs."""
+    for found in objects(text):
+        if found["kind"] in {"Deployment", "StatefulSet"}:
+            yield found["metadata"]["name"], found["spec"]["template"]["spec"]
+
+
+def test_the_committed_renders_are_those_of_the_chart() -> None:
+    """Of every example; otherwise run `python -m tests.deploy.helm`."""
+    committed = {path.name: path.read_text() for path in RENDERED}
+    assert render_examples() == committed
+    assert len(committed) == 3
+
+
+@pytest.mark.parametrize("path", RENDERED, ids=lambda path: path.stem)
+def test_every_object_is_valid(path: Path) -> None:
+    """By Kubernetes' own schemas, unknown fields refused, and by those of the Prometheus operator where they are."""
+    folder = schemas()
+    for found in objects(path.read_text()):
+        if found["apiVersion"].startswith("monitoring.coreos.com"):
+            if folder is not None:
+                schema = (folder / f"monitoring.coreos.com_{found['kind']}_v1.json").read_text()
+                jsonschema.validate(found, json.loads(schema.replace("^(?i)", "(?i)^")))  # as Python writes it
+        else:
+            for version in (OLDEST, NEWEST):
+                kubernetes_validate.validate(found, version, strict=True)
+
+
+@pytest.mark.parametrize("path", RENDERED, ids=lambda path: path.stem)
+def test_every_pod_is_restricted(path: Path) -> None:
+    """As the restricted Pod Security Standard asks, with a root that cannot be written and bounded memory."""
+    names = []
+    for name, pod in pods(path.read_text()):
+        names.append(name)
+        assert pod["automountServiceAccountToken"] is False
+        assert pod["enableServiceLinks"] is False
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        assert pod["securityContext"]["runAsUser"] > 0
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert pod["terminationGracePeriodSeconds"] >= 60
+        for container in pod["containers"]:
+            assert container["securityContext"] == {
+                "allowPrivilegeEscalation": False,
+                "readOnlyRootFilesystem": True,
+                "capabilities": {"drop": ["ALL"]},
+            }
+            assert container["resources"]["limits"]["memory"]
+            assert {"livenessProbe", "startupProbe"} <= container.keys()
+            mounted = {mount["name"] for mount in container["volumeMounts"]}
+            given = {volume["name"] for volume in pod["volumes"]} | {"data"}
+            assert mounted <= given
+    assert "zero-replay-server" in names
+
+
+@pytest.mark.parametrize("path", RENDERED, ids=lambda path: path.stem)
+def test_everything_is_selected_by_its_own_policies(path: Path) -> None:
+    """All pods are denied what is not allowed; every policy, budget and service selects pods that there are."""
+    found = objects(path.read_text())
+    labels = [
+        one["spec"]["template"]["metadata"]["labels"] for one in found if one["kind"] in {"Deployment", "StatefulSet"}
+    ]
+    for one in found:
+        selector = one["spec"].get("podSelector") if one["kind"] == "NetworkPolicy" else None
+        selector = selector or (one["spec"]["selector"] if one["kind"] == "PodDisruptionBudget" else None)
+        if selector is not None:
+            selected = [pod for pod in labels if selector["matchLabels"].items() <= pod.items()]
+            assert selected, one["metadata"]["name"]
+            if one["metadata"]["name"] == "zero-default-deny":
+                assert selected == labels
+                assert one["spec"]["policyTypes"] == ["Ingress", "Egress"]
+                assert one["spec"].keys() == {"podSelector", "policyTypes"}
+
+
+@pytest.mark.parametrize("path", RENDERED, ids=lambda path: path.stem)
+def test_every_setting_is_one_that_the_commands_read(path: Path) -> None:
+    """Each variable ZERO_... is the environment variable of an option of the command that the container runs."""
+    group = cli.typer.main.get_command(cli.app)
+    for _, pod in pods(path.read_text()):
+        (container,) = pod["containers"]
+        command = {"actor": "actor", "evaluator": "evaluate", "learner": "learner"}.get(
+            container["name"], "replay-server"
+        )
+        known = {parameter.envvar for parameter in group.commands[command].params}
+        given = {variable["name"] for variable in container["env"] if variable["name"].startswith("ZERO_")}
+        assert given <= known
+        assert container["name"] == "redis" or given
+
+
+def changed(values: dict[str, Any], path: str, value: object) -> dict[str, Any]:
+    """Values with another one at `section.key`."""
+    *sections, key = path.split(".")
+    section = values
+    for name in sections:
+        section = section.setdefault(name, {})
+    section[key] = value
+    return values
+
+
+REFUSED = {
+    "unknown value": ("cluster", "learner.gpu", 1, "gpu"),
+    "unknown section": ("cluster", "serve", {}, "serve"),
+    "wrong type": ("cluster", "actors.replicas", "many", "/actors/replicas"),
+    "negative": ("cluster", "actors.replicas", -1, "/actors/replicas"),
+    "unknown experiment": ("cluster", "experiment.name", "chess", "/experiment/name"),
+    "override without value": ("cluster", "experiment.overrides", ["search"], "/experiment/overrides/0"),
+    "cut digest": ("cluster", "images", {"roles": {"repository": "zero", "tag": "1", "digest": "sha256:12"}}, "digest"),
+    "unknown Redis": ("cluster", "redis.kind", "sentinel", "/redis/kind"),
+    "no token": ("cluster", "security.tokenSecret", "", "tokenSecret"),
+    "no password": ("cluster", "redis.passwordSecret", "", "kubectl create secret"),
+    "no URL": ("replay-only", "redis.urlSecret", "", "kubectl create secret"),
+    "roles beside shards": ("replay-only", "actors.replicas", 2, "use one server"),
+    "two experiments": ("dev", "experiment.toml", 'name = "x"', "not both"),
+    "secret that is not there": ("cluster", "redis.passwordSecret", "elsewhere", "there is no Secret elsewhere"),
+}
+
+
+@pytest.mark.parametrize(("base", "path", "value", "expected"), REFUSED.values(), ids=REFUSED)
+def test_wrong_values_are_refused_with_what_is_wrong(base: str, path: str, value: object, expected: str) -> None:
+    """The error names what is wrong, and how to mend it where the schema cannot."""
+    helm = pytest.importorskip("helm_sdkpy")
+    with pytest.raises(helm.HelmError) as refused:
+        install(changed(example(base), path, value), FakeCluster(SECRETS))
+    assert expected in str(refused.value)
+
+
+def test_a_cluster_without_the_operator_is_named() -> None:
+    """Who asks for a PodMonitor where nobody knows the kind is told in one line."""
+    helm = pytest.importorskip("helm_sdkpy")
+    with pytest.raises(helm.HelmError, match="no Prometheus operator: install it, or set"):
+        install(example("cluster"), FakeCluster(SECRETS, has_operator=False))
+    assert install(example("dev"), FakeCluster(has_operator=False)).manifest
+
+
+def container_of(release: Release, workload: str) -> dict[str, Any]:
+    """The container of a workload."""
+    return dict(pods(release.manifest))[workload]["containers"][0]
+
+
+def test_values_reach_what_they_are_for() -> None:
+    """A file as experiment, overrides, a digest, a GPU; names follow the release; notes name its commands."""
+    values = example("cluster")
+    values["experiment"] = {"toml": 'name = "mine"\n', "overrides": ["search.num_simulations=64"]}
+    digest = f"sha256:{'0' * 64}"
+    values["images"] = {"roles": {"repository": "here/zero", "tag": "1", "digest": digest}}
+    release = install(values, FakeCluster(SECRETS), "mine")
+    learner, actor = (container_of(release, name) for name in ("mine-learner", "mine-actor"))
+    assert learner["image"] == actor["image"] == f"here/zero@{digest}"
+    assert learner["args"] == actor["args"] == ["--set=search.num_simulations=64"]
+    assert learner["resources"]["limits"]["nvidia.com/gpu"] == 1
+    assert {"name": "ZERO_DEVICE", "value": "cuda"} in learner["env"]
+    assert {"name": "ZERO_EXPERIMENT", "value": "/experiment/experiment.toml"} in actor["env"]
+    assert {"name": "ZERO_REPLAY_ADDRESS", "value": "mine-replay-server:8470"} in actor["env"]
+    (experiment,) = (found for found in objects(release.manifest) if found["metadata"]["name"] == "mine-experiment")
+    assert experiment["data"] == {"experiment.toml": 'name = "mine"\n'}
+    assert "scale deployment mine-actor" in release.notes
+    assert "must be for mine-replay-server" in release.notes
+
+
+def test_rules_and_dashboards_are_those_of_the_folders() -> None:
+    """With the link to the runbook that is given."""
+    values = changed(example("cluster"), "monitoring.runbook", "https://wiki/zero")
+    found = objects(install(values, FakeCluster(SECRETS)).manifest)
+    for name, file in (("zero-run", "alerts.yml"), ("zero-kubernetes", "kubernetes_alerts.yml")):
+        (rule,) = (one for one in found if one["kind"] == "PrometheusRule" and one["metadata"]["name"] == name)
+        text = (CHART.parent / "prometheus" / file).read_text().replace("deploy/README.md#", "https://wiki/zero#")
+        assert rule["spec"] == yaml.safe_load(text)
+    for file in (CHART.parent / "grafana/dashboards").iterdir():
+        name = f"zero-dashboard-{file.stem}"
+        (board,) = (one for one in found if one["kind"] == "ConfigMap" and one["metadata"]["name"] == name)
+        assert json.loads(board["data"][file.name]) == json.loads(file.read_text())
+
+
+def test_redis_keeps_what_it_acknowledges_and_its_password_to_itself(tmp_path: Path) -> None:
+    """The very command of the chart: it flushes always, deletes nothing, asks for a password that nobody can see."""
+    (redis_server,) = (
+        container
+        for name, pod in pods((CHART / "rendered/cluster.yaml").read_text())
+        if name == "zero-redis"
+        for container in pod["containers"]
+    )
+    program = tmp_path / "redis-server"
+    program.symlink_to(find_redis_server())
+    port = free_port()
+    shell, option, script = redis_server["command"]
+    script = script.replace("dir /data\n", f"dir {tmp_path}\nport {port}\nbind 127.0.0.1\n")
+    password = "sesame"
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "REDISCLI_AUTH": password}
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen([shell, option, script], env=environment, stdout=log, stderr=log)
+    try:
+        with redis.Redis(port=port, password=password) as client:
+
+            def answers() -> bool:
+                try:
+                    return client.ping()
+                except redis.ConnectionError:
+                    return False
+
+            wait_until(answers, "Redis", 10)
+            expected = {"appendonly": "yes", "appendfsync": "always", "maxmemory-policy": "noeviction", "save": ""}
+            assert {name: client.config_get(name)[name] for name in expected} == expected
+        with redis.Redis(port=port) as stranger, pytest.raises(redis.AuthenticationError):
+            stranger.ping()
+        line = Path(f"/proc/{process.pid}/cmdline").read_bytes()
+        assert b"redis-server" in line
+        assert password.encode() not in line
+    finally:
+        process.terminate()
+        process.wait(10)
