@@ -13,7 +13,7 @@ from rich.console import Console
 
 # What brings torch, Ray or numba is imported by the commands that need it: `zero --help` must not wait for them.
 from deploy.errors import BAD_INPUT, DeployError
-from deploy.experiment_files import config_to_toml, load_experiment
+from deploy.experiment_files import built_in_names, config_to_toml, load_experiment
 from deploy.interrupts import INTERRUPTED, run_until_interrupted
 from deploy.options import (
     Application,
@@ -105,7 +105,7 @@ Experiment = Annotated[
         "-e",
         envvar="ZERO_EXPERIMENT",
         metavar="NAME|PATH",
-        help="A built-in experiment (connect_four, tic_tac_toe, triangle) or a TOML file.",
+        help=f"A built-in experiment ({', '.join(built_in_names())}) or a TOML file.",
     ),
 ]
 Overrides = Annotated[

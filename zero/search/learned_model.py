@@ -90,7 +90,7 @@ class LearnedModel:
         stepping = actions >= 0
         # Afterstates are foreseen with the others, and left out after it: one shape is faster than a few rows less.
         following, rewards = self._network.foresee(latents, np.where(stepping, actions, 0))
-        reached = np.where(stepping[:, None], following, latents)
+        reached = following if stepping.all() else np.where(stepping[:, None], following, latents)
         is_chance, drawn = self._resolve(reached, ~stepping, uniforms)
         logits, values = self._network.predict(drawn)
         count = len(actions)
