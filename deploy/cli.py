@@ -15,6 +15,7 @@ from rich.console import Console
 from deploy.errors import BAD_INPUT, DeployError
 from deploy.experiment_files import built_in_names, config_to_toml, load_experiment
 from deploy.interrupts import INTERRUPTED, run_until_interrupted
+from deploy.launchers import mlflow, ray, tensorboard
 from deploy.options import (
     Application,
     ClientTokenFile,
@@ -28,6 +29,7 @@ from deploy.options import (
 )
 from deploy.replay_commands import replay
 from deploy.roles import Assignment, Role, check_experiment, run_role
+from deploy.run_commands import export, play
 from deploy.run_context import DEFAULT_APPLICATION, DEFAULT_ROOT, RunContext
 from deploy.run_folder import RunFolder, create_run_folder, locked, open_or_create_run_folder
 from deploy.run_records import RunState
@@ -59,7 +61,6 @@ DEFAULT_MINUTES = 10.0
 app = typer.Typer(
     name="zero",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
     help="Distributed self-play with a durable replay server. `zero train` does it all on this machine.",
@@ -264,6 +265,8 @@ def train(  # noqa: PLR0913, PLR0917 - one parameter per option, as typer wants 
 app.command("replay-server")(serve)
 app.add_typer(replay, name="replay")
 app.add_typer(statistics, name="statistics")
+for command in (play, export, tensorboard, mlflow, ray):
+    app.command()(command)
 profile = typer.Typer(no_args_is_help=True, help="Say where the time of a role goes.")
 app.add_typer(profile, name="profile")
 
@@ -384,7 +387,10 @@ def reanalyser(  # noqa: PLR0913, PLR0917 - one parameter per option, as typer w
 @app.command()
 def evaluate(  # noqa: PLR0913, PLR0917 - one parameter per option, as typer wants it
     context: typer.Context,
-    run: Annotated[Path | None, typer.Option(metavar="DIR", help="Measure this run once, and end.")] = None,
+    measured: Annotated[
+        Path | None, typer.Argument(metavar="[RUN]", help="Measure the run in this folder once, and end.")
+    ] = None,
+    run: Annotated[Path | None, typer.Option(metavar="DIR", help="The same as RUN.")] = None,
     weights: Annotated[
         str,
         typer.Option(
@@ -420,14 +426,17 @@ def evaluate(  # noqa: PLR0913, PLR0917 - one parameter per option, as typer wan
     metrics_port: MetricsPort = 0,
     log_level: LogLevel = "info",
 ) -> None:
-    """Measure a run on fixed seeds, once; or without --run be the evaluator, which measures new weights at intervals.
+    """Measure a run on fixed seeds, once; or without RUN be the evaluator, which measures new weights at intervals.
 
-    With --run, --set changes the config that the run has, for example how deep the search goes. As the evaluator it
+    With RUN, --set changes the config that the run has, for example how deep the search goes. As the evaluator it
     keeps the weights whose search scored highest in the folder `best` of --run-dir.
 
-    Examples: `zero evaluate --run runs/manual --weights best --simulations 128 --baseline mobility` and
+    Examples: `zero evaluate runs/manual --weights best --simulations 128 --baseline mobility` and
     `zero evaluate --replay-address 127.0.0.1:8470`
     """
+    if run is not None and measured is not None:
+        raise DeployError("give the run once, as RUN or as --run", BAD_INPUT)
+    run = run or measured
     if run is not None:
         from deploy.evaluate import Measurement, evaluate_run  # noqa: PLC0415 - imports torch
         from deploy.run_weights import WhichWeights  # noqa: PLC0415
