@@ -31,6 +31,7 @@ from zero.config import ExperimentConfig
 from zero.games.registry import make_game
 from zero.networks.make_network import make_network
 from zero.search.tree_search import TreeSearch
+from zero.search_ages import search_ages
 from zero.seeds import process_seeds
 from zero.self_play_table import TABLE_NAME, self_play_table
 
@@ -218,7 +219,7 @@ class ReanalyserLoop:
             seen = self._client.peek(TABLE_NAME, LOOKED_AT * search.batch_size, WINDOWS, timeout=REQUEST_SECONDS)
         except ReplayTimeout:
             return False
-        self._metrics.report_seen(seen, version, time.time())
+        self._metrics.report_seen(search_ages(seen, version, time.time()))
         positions = choose_positions(seen, version, search.batch_size)
         if positions is None:
             return False

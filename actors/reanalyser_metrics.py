@@ -1,11 +1,9 @@
 """Prometheus metrics of reanalysers, whose every change is an event, too."""
 
-import numpy as np
-
 from actors.reanalysis import Reanalysed
 from replay_server.client import UpdateResult
 from replay_server.recorded_metrics import Counter, Gauge, RecordingRegistry
-from zero.trajectories import SequenceBatch
+from zero.search_ages import SearchAges
 
 NOT_YET = float("nan")
 
@@ -53,20 +51,11 @@ class ReanalyserMetrics:
     def _gauge(self, name: str, text: str) -> Gauge:
         return Gauge(f"zero_reanalyser_{name}", text, registry=self.registry)
 
-    def report_seen(self, seen: SequenceBatch, weights_version: int, now: float) -> None:
-        """Enter what a look at the table showed, every step of which was equally likely.
-
-        Args:
-            seen: with the columns of WINDOWS.
-            weights_version: the newest.
-            now: Unix time.
-        """
-        times = seen.columns["reanalysed_at"][:, 0].astype(np.float64)
-        reanalysed = times > 0
-        behind = weights_version - seen.columns["search_version"][:, 0].astype(np.float64)
-        self.table_reanalysed.set(float(reanalysed.mean()))
-        self.table_behind.set(float(behind.mean()))
-        self.table_age.set(float((now - times[reanalysed]).mean()) if reanalysed.any() else NOT_YET)
+    def report_seen(self, ages: SearchAges) -> None:
+        """Enter what a look at the table showed, every step of which was equally likely."""
+        self.table_reanalysed.set(ages.reanalysed_ratio)
+        self.table_behind.set(ages.behind_versions)
+        self.table_age.set(ages.reanalysed_age_seconds)
 
     def report_searched(self, found: Reanalysed) -> None:
         """Enter what a search found."""

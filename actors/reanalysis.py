@@ -8,9 +8,10 @@ from numpy.typing import NDArray
 from zero.config import ExperimentConfig
 from zero.games.game import Game
 from zero.search.tree_search import TreeSearch
+from zero.search_ages import SEARCH_WINDOWS
 from zero.trajectories import SequenceBatch
 
-WINDOWS = {"observation": 1, "search_policy": 1, "search_value": 1, "search_version": 1, "reanalysed_at": 1}
+WINDOWS = {"observation": 1, "search_policy": 1, "search_value": 1, **SEARCH_WINDOWS}
 """What is looked at of a stored step; nothing of what followed it."""
 
 

@@ -16,7 +16,7 @@ from learner.calibration import value_calibration
 from learner.checkpoint import Checkpoint, CheckpointStore
 from learner.data_user import DataUser
 from learner.losses import PRIORITY_FLOOR, Loss, TrainingBatch, compute_loss
-from learner.metrics import SEARCH_WINDOWS, LearnerMetrics
+from learner.metrics import LearnerMetrics
 from learner.weights_publisher import WeightsPublisher
 from replay_server.client import ReplayClient, create_table_when_reachable, registered_process
 from replay_server.credentials import Credentials
@@ -27,6 +27,7 @@ from zero.games.registry import make_game
 from zero.networks.make_network import make_network
 from zero.networks.residual import ResidualNetwork
 from zero.networks.weights import load_weights, weights_to_bytes
+from zero.search_ages import SEARCH_WINDOWS, search_ages
 from zero.self_play_table import TABLE_NAME, self_play_table
 from zero.trajectories import PriorityUpdates, SampleSpec, SequenceBatch
 
@@ -252,7 +253,7 @@ class LearnerLoop:
         version = self._publisher.version
         metrics.weights_version.set(version)
         metrics.staleness.set(max(0.0, version - float(batch.weights_versions.mean())) if version else 0.0)
-        metrics.report_searches(batch, version, time.time())
+        metrics.report_searches(search_ages(batch, version, time.time()))
 
     def _publish_first(self, stop: Event) -> None:
         """Publish until the server has it: before that nobody plays, and there would never be a batch."""

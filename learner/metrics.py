@@ -3,13 +3,8 @@
 import shutil
 from pathlib import Path
 
-import numpy as np
-
 from replay_server.recorded_metrics import Counter, Gauge, Histogram, RecordingRegistry
-from zero.trajectories import SequenceBatch
-
-SEARCH_WINDOWS = {"search_version": 1, "reanalysed_at": 1}
-"""What tells how old a search is, for the metrics; nothing is learned from it."""
+from zero.search_ages import SearchAges
 
 
 class LearnerMetrics:
@@ -150,17 +145,8 @@ class LearnerMetrics:
         ):
             Gauge(f"zero_learner_{name}", text, registry=self.registry).set_function(read)
 
-    def report_searches(self, batch: SequenceBatch, newest_version: int, now: float) -> None:
-        """Enter how old the searches are whose results are learned.
-
-        Args:
-            batch: with the columns of SEARCH_WINDOWS.
-            newest_version: of the published weights; 0 before any.
-            now: Unix time.
-        """
-        times = batch.columns["reanalysed_at"][:, 0].astype(np.float64)
-        reanalysed = times > 0
-        behind = newest_version - batch.columns["search_version"][:, 0].astype(np.float64)
-        self.search_staleness.set(max(0.0, float(behind.mean())) if newest_version else 0.0)
-        self.reanalysed.set(float(reanalysed.mean()))
-        self.reanalysed_age.set(float((now - times[reanalysed]).mean()) if reanalysed.any() else float("nan"))
+    def report_searches(self, ages: SearchAges) -> None:
+        """Enter how old the searches are whose results are learned."""
+        self.reanalysed.set(ages.reanalysed_ratio)
+        self.search_staleness.set(ages.behind_versions)
+        self.reanalysed_age.set(ages.reanalysed_age_seconds)

@@ -18,7 +18,7 @@ from actors.self_play import SelfPlay
 from actors.tuning import Tuning
 from actors.weights_client import WeightsClient
 from learner.learner import Learner
-from learner.metrics import SEARCH_WINDOWS, LearnerMetrics
+from learner.metrics import LearnerMetrics
 from replay_server.answers import ReplayTimeout, UpdateResult
 from replay_server.client import ReplayClient
 from replay_server.server import ReplayServer, ReplayServerSettings
@@ -30,6 +30,7 @@ from zero.networks.inference import make_inference
 from zero.networks.make_network import make_network
 from zero.networks.weights import weights_to_bytes
 from zero.search.make_search import make_search
+from zero.search_ages import SEARCH_WINDOWS, search_ages
 from zero.self_play_table import TABLE_NAME, self_play_table
 from zero.trajectories import SequenceBatch, Trajectory
 
@@ -276,14 +277,14 @@ def test_the_learner_tells_how_old_its_searches_are(client: ReplayClient) -> Non
     learner, metrics = Learner(CONFIG, GAME, torch.device("cpu")), LearnerMetrics()
     value = metrics.registry.get_sample_value
     windows = learner.windows() | SEARCH_WINDOWS
-    metrics.report_searches(client.sample(TABLE_NAME, 200, windows), 2, 0.0)
+    metrics.report_searches(search_ages(client.sample(TABLE_NAME, 200, windows), 2, 0.0))
     assert value("zero_learner_reanalysed_ratio") == 0
     assert value("zero_learner_search_staleness_versions") == 1
     assert np.isnan(value("zero_learner_reanalysed_age_seconds"))
     reanalyse_once(client.address, seed=4)
     batch = client.sample(TABLE_NAME, 200, windows)
     times = batch.columns["reanalysed_at"][:, 0]
-    metrics.report_searches(batch, 7, float(times.max()) + 10)
+    metrics.report_searches(search_ages(batch, 7, float(times.max()) + 10))
     share = float((times > 0).mean())
     assert 0 < share < 1
     assert value("zero_learner_reanalysed_ratio") == pytest.approx(share)

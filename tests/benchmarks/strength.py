@@ -28,7 +28,6 @@ from actors.reanalysis import WINDOWS, Reanalysed, Reanalysis, choose_positions
 from actors.self_play import SelfPlay
 from actors.tuning import tune
 from learner.learner import Learner
-from learner.metrics import SEARCH_WINDOWS
 from replay_server.sum_tree import SumTree
 from zero.config import ExperimentConfig, parse_config
 from zero.games.game import Game
@@ -36,6 +35,7 @@ from zero.games.registry import make_game
 from zero.networks.inference import make_inference
 from zero.search.make_search import make_search
 from zero.search.tree_search import TreeSearch
+from zero.search_ages import SEARCH_WINDOWS
 from zero.self_play_table import self_play_signature
 from zero.trajectories import SequenceBatch, Trajectory
 

@@ -21,7 +21,7 @@ from actors.weights_client import WeightsClient
 from learner.checkpoint import CheckpointStore
 from learner.data_user import DataUser
 from learner.learner import MAX_NONFINITE_STEPS, Learner, LearnerLoop, LearnerSettings, run_learner
-from learner.metrics import SEARCH_WINDOWS, LearnerMetrics
+from learner.metrics import LearnerMetrics
 from learner.weights_publisher import WeightsPublisher
 from replay_server.client import ReplayClient, ReplayError
 from replay_server.server import ReplayServer, ReplayServerSettings
@@ -31,6 +31,7 @@ from zero.config import NetworkConfig, parse_config
 from zero.games.registry import make_game
 from zero.networks.make_network import make_network
 from zero.networks.weights import weights_to_bytes
+from zero.search_ages import SEARCH_WINDOWS
 from zero.self_play_table import TABLE_NAME, self_play_table
 from zero.trajectories import PriorityUpdates, SampleSpec, SequenceBatch, Trajectory
 
