@@ -229,7 +229,7 @@ def test_a_batch_without_a_finite_loss_is_left_out_and_counted(
     ):
         wait_until(lambda: client.server_info().tables[TABLE_NAME].inserted_steps >= 200)
         with (
-            closing(PoisonedBuffer(client, learner.windows(), stop)) as buffer,
+            closing(PoisonedBuffer(client, learner.windows() | SEARCH_WINDOWS, stop)) as buffer,
             pytest.raises(FloatingPointError, match="training step 1"),
         ):
             LearnerLoop(CONFIG, learner, DataUser(buffer), publisher, store, metrics).run(stop)
