@@ -272,9 +272,9 @@ def test_targets_follow(client: ReplayClient) -> None:
     assert not torch.equal(other.target_value, prepared.target_value)
 
 
-def test_the_learner_tells_how_old_its_searches_are(client: ReplayClient) -> None:
+def test_the_learner_tells_how_old_its_searches_are(client: ReplayClient, tmp_path: Path) -> None:
     """Share, versions and seconds of what it learns from, against a count by hand."""
-    learner, metrics = Learner(CONFIG, GAME, torch.device("cpu")), LearnerMetrics()
+    learner, metrics = Learner(CONFIG, GAME, torch.device("cpu")), LearnerMetrics(tmp_path)
     value = metrics.registry.get_sample_value
     windows = learner.windows() | SEARCH_WINDOWS
     metrics.report_searches(search_ages(client.sample(TABLE_NAME, 200, windows), 2, 0.0))
