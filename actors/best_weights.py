@@ -93,6 +93,16 @@ def _read_manifest(folder: Path) -> BestManifest | None:
         raise BestWeightsError(f"{folder / MANIFEST} is damaged ({error.error_count()} problems); {REMEDY}") from None
 
 
+def best_training_step(folder: Path) -> int | None:
+    """Of the best weights in a folder; None if none were ever kept there.
+
+    Raises:
+        BestWeightsError: their manifest is damaged.
+    """
+    manifest = _read_manifest(folder)
+    return None if manifest is None else manifest.training_step
+
+
 def read_best(folder: Path, config: ExperimentConfig) -> tuple[BestManifest, bytes] | None:
     """The best weights in a folder; None if none were ever kept there.
 

@@ -1,6 +1,5 @@
 """The command line: `zero train` runs everything, the other commands run one role each."""
 
-import datetime
 import os
 import shlex
 import shutil
@@ -28,11 +27,13 @@ from deploy.options import (
     TlsCa,
 )
 from deploy.replay_commands import replay
+from deploy.resume import RunRequest, choose_run
 from deploy.roles import Assignment, Role, check_experiment, run_role
 from deploy.run_commands import export, play
 from deploy.run_context import DEFAULT_APPLICATION, DEFAULT_ROOT, RunContext
-from deploy.run_folder import RunFolder, create_run_folder, locked, open_or_create_run_folder
+from deploy.run_folder import locked, open_or_create_run_folder
 from deploy.run_records import RunState
+from deploy.runs_commands import runs, stop
 from deploy.statistics_commands import statistics
 from replay_server.command import (
     Insecure,
@@ -160,7 +161,20 @@ def train(  # noqa: PLR0913, PLR0917 - one parameter per option, as typer wants 
     root: Root = DEFAULT_ROOT,
     application: Application = DEFAULT_APPLICATION,
     resume: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Go on with the run in this folder, with the config it has.")
+        str | None,
+        typer.Option(
+            metavar="RUN|CHECKPOINT|latest",
+            help="Go on with a run, by folder or name, from its newest checkpoint or a given one; `latest` is the run "
+            "in ROOT that was used last.",
+        ),
+    ] = None,
+    step: Annotated[
+        int | None,
+        typer.Option(min=0, help="Of --resume: the training step to go on from; newer checkpoints are set aside."),
+    ] = None,
+    allow_change: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY", help="Of --resume: a setting that may differ from the run's; repeatable."),
     ] = None,
     ray_address: Annotated[
         str | None,
@@ -210,17 +224,22 @@ def train(  # noqa: PLR0913, PLR0917 - one parameter per option, as typer wants 
     if tls_certificate is not None and tls_ca is None:
         raise DeployError("--tls-certificate: give --tls-ca, too, by which the other roles check it", BAD_INPUT)
     if resume is not None:
-        _refuse_beside(
-            "--resume: a run goes on with the config it has",
-            {"--experiment": _is_given(context, "experiment"), "--set": overrides, "--run-dir": run_dir},
-        )
-        folder = RunFolder(resume.absolute())
-        config = folder.config()
-        _check(config)
-    else:
-        config = load_experiment(experiment, overrides or [])
-        _check(config)
-        folder = create_run_folder(run_dir or root / (run_name or _new_run_name(config.name)))
+        _refuse_beside("--resume, which names the run", {"--run-dir": run_dir, "--run-name": run_name})
+    new_run = run_dir or (root / run_name if run_name else None)
+    chosen = choose_run(
+        RunRequest(
+            experiment=experiment,
+            overrides=overrides or [],
+            experiment_is_given=_is_given(context, "experiment"),
+            new_run=new_run,
+            root=root,
+            resume=resume,
+            step=step,
+            allowed=allow_change or [],
+            max_steps=max_steps,
+        ),
+        _check,
+    )
     from deploy.launch import TrainOptions  # noqa: PLC0415 - imports Ray
     from deploy.launch import train as train_run  # noqa: PLC0415
 
@@ -257,7 +276,9 @@ def train(  # noqa: PLR0913, PLR0917 - one parameter per option, as typer wants 
         log_level=log_level,
         program=program_as_typed(sys.argv[0]),
     )
-    ending = train_run(config, folder, options, console)
+    for note in chosen.notes:
+        console.print(f"    the run {note}", markup=False, highlight=False, soft_wrap=True)
+    ending = train_run(chosen.config, chosen.folder, options, console)
     if ending.state is RunState.INTERRUPTED:
         raise typer.Exit(INTERRUPTED)
 
@@ -267,6 +288,8 @@ app.add_typer(replay, name="replay")
 app.add_typer(statistics, name="statistics")
 for command in (play, export, tensorboard, mlflow, ray):
     app.command()(command)
+app.add_typer(runs, name="runs")
+app.command("stop")(stop)
 profile = typer.Typer(no_args_is_help=True, help="Say where the time of a role goes.")
 app.add_typer(profile, name="profile")
 
@@ -464,15 +487,31 @@ def evaluate(  # noqa: PLR0913, PLR0917 - one parameter per option, as typer wan
     _be(assignment, config, log_level)
 
 
-@app.command("config")
+config_commands = typer.Typer(no_args_is_help=True, help="Say what would be learned, before it is.")
+app.add_typer(config_commands, name="config")
+
+
+@config_commands.command("show")
 def show_config(experiment: Experiment = "triangle", overrides: Overrides = None) -> None:
     """Print the effective config of an experiment as TOML, every value of it.
 
-    Example: `zero config --experiment tic_tac_toe --set learner.batch_size=128 > mine.toml`
+    Example: `zero config show --experiment tic_tac_toe --set learner.batch_size=128 > mine.toml`
     """
-    config = load_experiment(experiment, overrides or [])
-    _check(config)
-    typer.echo(config_to_toml(config), nl=False)
+    found = load_experiment(experiment, overrides or [])
+    _check(found)
+    typer.echo(config_to_toml(found), nl=False)
+
+
+@config_commands.command("check")
+def check_config(experiment: Experiment = "triangle", overrides: Overrides = None) -> None:
+    """Build what an experiment names, its game and its table, and say whether it can be trained.
+
+    Example: `zero config check --experiment mine.toml`
+    """
+    found = load_experiment(experiment, overrides or [])
+    _check(found)
+    network = f"{found.network.blocks} blocks of {found.network.channels} channels"
+    typer.echo(f"{found.name} can be trained: {found.game.name}, {network}")
 
 
 @profile.callback()
@@ -527,10 +566,6 @@ def _be(assignment: Assignment, config: ExperimentConfig, log_level: str) -> Non
     log_to_stderr(log_level)
     typer.echo(f"{assignment.name} of {config.name}, replay server {assignment.replay_address} (Ctrl-C stops)")
     run_until_interrupted(lambda stop: run_role(assignment, config, stop))
-
-
-def _new_run_name(experiment: str) -> str:
-    return f"{experiment}-{datetime.datetime.now().astimezone():%Y%m%d-%H%M%S}"
 
 
 def _is_given(context: typer.Context, parameter: str) -> bool:

@@ -334,6 +334,7 @@ class _TrainingRun:
 
 
 def _replay_assignment(fleet: RayFleet, folder: RunFolder, options: TrainOptions) -> Assignment:
+    is_shared = options.redis_url is not None or options.redis_url_file is not None
     port = options.metrics_port
     if port is None:
         port = DEFAULT_METRICS_PORT if _is_free(DEFAULT_METRICS_PORT) else 0
@@ -345,7 +346,7 @@ def _replay_assignment(fleet: RayFleet, folder: RunFolder, options: TrainOptions
         redis_url=options.redis_url,
         redis_url_file=options.redis_url_file,
         security=options.security,
-        redis_prefix=f"zero:{folder.run_id()}",
+        redis_prefix=f"zero:{folder.run_id() if is_shared else folder.replay_id()}",
     )
 
 

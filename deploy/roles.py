@@ -1,6 +1,7 @@
 """The roles by name: runs any of them from plain values, so that Ray and the command line start them alike."""
 
 import errno
+import logging
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,6 +16,8 @@ from deploy.seeding import seed_process
 from replay_server.credentials import Credentials, CredentialsError, SecuritySettings
 from zero.config import ConfigError, ExperimentConfig
 from zero.seeds import process_seeds
+
+logger = logging.getLogger(__name__)
 
 
 class Role(StrEnum):
@@ -207,6 +210,7 @@ def _run_learner(assignment: Assignment, config: ExperimentConfig, stop: Event) 
         metrics_port=assignment.metrics_port,
         credentials=assignment.credentials,
         max_steps=assignment.max_steps,
+        best_step=lambda: _best_step(RunFolder(assignment.run_dir)),
     )
     try:
         run_learner(config, settings, stop)
@@ -221,6 +225,17 @@ def _device(name: str) -> str:
         why = "this PyTorch is built without CUDA" if torch.version.cuda is None else "PyTorch finds no GPU"
         raise DeployError(f"--device cuda: {why}; give --device auto, or a machine and an image with CUDA", BAD_INPUT)
     return name
+
+
+def _best_step(folder: RunFolder) -> int | None:
+    """The training step of the weights that the evaluator scored highest; None before any, or if they are damaged."""
+    from actors.best_weights import BestWeightsError, best_training_step  # noqa: PLC0415
+
+    try:
+        return best_training_step(folder.best)
+    except BestWeightsError as error:
+        logger.warning("no checkpoint is kept for being the best: %s", error)
+        return None
 
 
 def _run_actor(assignment: Assignment, config: ExperimentConfig, stop: Event) -> None:

@@ -13,7 +13,18 @@ from deploy.environment import environment
 from deploy.errors import BAD_INPUT, DeployError
 from deploy.experiment_files import config_to_toml, read_config
 from deploy.run_context import DEFAULT_APPLICATION, RunContext
-from deploy.run_records import FileEntry, Manifest, Parent, RunRecord, RunState, Seeds, Session, hash_file, write_whole
+from deploy.run_records import (
+    ConfigChange,
+    FileEntry,
+    Manifest,
+    Parent,
+    RunRecord,
+    RunState,
+    Seeds,
+    Session,
+    hash_file,
+    write_whole,
+)
 from zero.config import ExperimentConfig, describe_difference
 from zero.seeds import STREAMS
 
@@ -136,18 +147,32 @@ class RunFolder:
             application=application,
             name=self.path.name,
             experiment=config.name,
+            config=config.model_dump(mode="json"),
             created_at=datetime.now(UTC),
             parent=parent,
         ).write(self.record_file)
-        self.write_config(config)
+        write_whole(self.config_file, config_to_toml(config).encode())
 
-    def write_config(self, config: ExperimentConfig) -> None:
-        """Let this be the run's config from now on.
+    def change_config(self, config: ExperimentConfig, changes: Sequence[ConfigChange]) -> None:
+        """Let this be the run's config from now on, and note in what it differs.
 
         Raises:
             DeployError: the folder cannot be written.
         """
+        record = self.record()
         write_whole(self.config_file, config_to_toml(config).encode())
+        record.model_copy(
+            update={"config": config.model_dump(mode="json"), "changes": (*record.changes, *changes)}
+        ).write(self.record_file)
+
+    def replay_id(self) -> str:
+        """What names the run's keys in its private Redis; in one that it may share it is the run id.
+
+        Raises:
+            DeployError: the record is damaged, or the folder cannot be written.
+        """
+        parent = self.record().parent if self.record_file.exists() else None
+        return self.run_id() if parent is None else parent.replay_id
 
     def record(self) -> RunRecord:
         """What the run is; of a run from before there were records, as far as its config tells.
@@ -164,6 +189,7 @@ class RunFolder:
                 application=DEFAULT_APPLICATION,
                 name=self.path.name,
                 experiment=config.name,
+                config=config.model_dump(mode="json"),
                 created_at=datetime.fromtimestamp(self.config_file.stat().st_mtime, UTC),
             )
 

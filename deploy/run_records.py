@@ -7,7 +7,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from deploy.errors import BAD_INPUT, DeployError
 
@@ -138,12 +138,14 @@ class Parent(Record):
         path: where it was.
         training_step: of the checkpoint.
         sessions: how many it had had.
+        replay_id: of the run that the private Redis names in its keys: a fork has the data of its first ancestor.
     """
 
     run_id: str
     path: str
     training_step: int
     sessions: int
+    replay_id: str
 
 
 class ConfigChange(Record):
@@ -170,6 +172,7 @@ class RunRecord(FileRecord):
         application: whose it is.
         name: of its folder when it began.
         experiment: the config's name.
+        config: the effective config, as JSON data: what `config.toml` must say.
         created_at: when it began.
         parent: what it was forked from; None for a run of its own.
         changes: of the config since it began.
@@ -180,6 +183,7 @@ class RunRecord(FileRecord):
     application: str
     name: str
     experiment: str
+    config: dict[str, JsonValue]
     created_at: datetime
     parent: Parent | None = None
     changes: tuple[ConfigChange, ...] = ()

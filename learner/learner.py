@@ -3,23 +3,30 @@
 import logging
 import math
 import time
+from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from learner.batches import BatchMaker
 from learner.calibration import value_calibration
-from learner.checkpoint import Checkpoint, CheckpointStore
+from learner.checkpoint import Checkpoint, CheckpointStore, KeepPolicy
+from learner.checkpoint_saver import CheckpointSaver
 from learner.data_user import DataUser
+from learner.generators import generator_states, restore_generators
 from learner.losses import PRIORITY_FLOOR, Loss, TrainingBatch, compute_loss
 from learner.metrics import LearnerMetrics
+from learner.replay_cursor import restore_priorities
+from learner.saving import CursorSource, Saving, StateHook
 from learner.weights_publisher import WeightsPublisher
 from replay_server.client import ReplayClient, create_table_when_reachable, registered_process
 from replay_server.credentials import Credentials
+from replay_server.sample_stream import StreamState
 from replay_server.trajectory_buffer import BufferClosedError, TrajectoryBuffer
 from zero.config import ExperimentConfig, LearnerConfig
 from zero.games.game import Game
@@ -28,6 +35,7 @@ from zero.networks.make_network import make_network
 from zero.networks.residual import ResidualNetwork
 from zero.networks.weights import load_weights, weights_to_bytes
 from zero.search_ages import SEARCH_WINDOWS, search_ages
+from zero.seeds import process_seeds
 from zero.self_play_table import TABLE_NAME, self_play_table
 from zero.trajectories import PriorityUpdates, SampleSpec, SequenceBatch
 
@@ -52,6 +60,8 @@ class LearnerSettings:
         device: a torch device, or "auto" for a GPU if there is one.
         credentials: for the replay server.
         max_steps: training steps of the run after which the learner is done; None for never.
+        best_step: says which training step did best so far; its checkpoint is kept.
+        state_hooks: what else is kept with every checkpoint and given back, by name.
     """
 
     replay_address: str
@@ -62,6 +72,8 @@ class LearnerSettings:
     device: str = "auto"
     credentials: Credentials = Credentials()  # noqa: RUF009 -- frozen
     max_steps: int | None = None
+    best_step: Callable[[], int | None] = lambda: None
+    state_hooks: Mapping[str, StateHook] = field(default_factory=dict[str, StateHook])
 
 
 def learning_rate(config: LearnerConfig, training_step: int) -> float:
@@ -128,14 +140,20 @@ class Learner:
         return None if later is None else self.network.trunk(later.flatten(0, 1)).unflatten(0, later.shape[:2])
 
     def checkpoint(self) -> Checkpoint:
-        """Everything needed to go on from here."""
+        """Everything of this process that is needed to go on from here, a copy."""
         state = self._optimizer.state_dict()["state"]
         tensors = {
-            f"{index}.{name}": torch.as_tensor(value).detach().cpu().contiguous()
+            f"{index}.{name}": torch.as_tensor(value).detach().cpu().clone(memory_format=torch.contiguous_format)
             for index, values in state.items()
             for name, value in values.items()
         }
-        return Checkpoint(self.training_step, weights_to_bytes(self.network), tensors)
+        return Checkpoint(
+            self.training_step,
+            weights_to_bytes(self.network),
+            tensors,
+            learning_rate(self._config.learner, self.training_step),
+            generator_states(),
+        )
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go on from a checkpoint.
@@ -150,6 +168,8 @@ class Learner:
             state.setdefault(int(index), {})[key] = tensor
         self._optimizer.load_state_dict({"state": state, "param_groups": self._optimizer.state_dict()["param_groups"]})
         self.training_step = checkpoint.training_step
+        if checkpoint.generators is not None:
+            restore_generators(checkpoint.generators)
 
 
 class LearnerLoop:
@@ -164,7 +184,7 @@ class LearnerLoop:
         learner: Learner,
         data_user: DataUser[SequenceBatch],
         publisher: WeightsPublisher,
-        store: CheckpointStore,
+        saving: Saving,
         metrics: LearnerMetrics,
         max_steps: int | None = None,
     ) -> None:
@@ -173,7 +193,7 @@ class LearnerLoop:
         self._learner = learner
         self._data_user = data_user
         self._publisher = publisher
-        self._store = store
+        self._saving = saving
         self._metrics = metrics
         self._nonfinite_steps = 0
 
@@ -184,21 +204,18 @@ class LearnerLoop:
             FloatingPointError: MAX_NONFINITE_STEPS batches in a row had no finite loss and gradient.
         """
         publish_interval = self._config.learner.publish_interval_steps
-        saved_at = time.monotonic()
         try:
             self._publish_first(stop)
             while not stop.is_set() and self._learner.training_step < self._max_steps:
                 self._step()
                 if self._learner.training_step % publish_interval == 0:
                     self._publish()
-                if time.monotonic() - saved_at > self._config.learner.checkpoint_interval_seconds:
-                    self._save()
-                    saved_at = time.monotonic()
+                self._saving.save_if_due()
         except BufferClosedError:
             pass
         finally:
             # Whatever ended it: the weights are those of a complete step.
-            self._save()
+            self._saving.finish()
 
     def _step(self) -> None:
         started = time.perf_counter()
@@ -264,11 +281,6 @@ class LearnerLoop:
     def _publish(self) -> None:
         self._publisher.publish(self._learner.network, self._learner.training_step)
 
-    def _save(self) -> None:
-        folder = self._store.save(self._learner.checkpoint(), self._config)
-        self._metrics.checkpoint_timestamp.set_to_current_time()
-        logger.info("saved %s", folder)
-
 
 def run_learner(config: ExperimentConfig, settings: LearnerSettings, stop: Event) -> None:
     """Be a learner until `stop`: go on from the run's newest checkpoint, train, save at the end.
@@ -282,15 +294,16 @@ def run_learner(config: ExperimentConfig, settings: LearnerSettings, stop: Event
     name = settings.device if settings.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     game = make_game(config.game.name, config.game.options)
     learner = Learner(config, game, torch.device(name))
-    store = CheckpointStore(settings.run_dir / "checkpoints")
+    keep = KeepPolicy(
+        config.learner.keep_last_checkpoints, config.learner.keep_checkpoint_every_steps, settings.best_step
+    )
+    store = CheckpointStore(settings.run_dir / "checkpoints", keep)
     checkpoint = store.newest(config)
     metrics = LearnerMetrics(settings.run_dir)
     if checkpoint is not None:
-        learner.restore(checkpoint)
+        _restore(learner, settings.state_hooks, checkpoint)
         metrics.registry.events.step = learner.training_step
         metrics.training_step.set(learner.training_step)
-        logger.info("resuming at training step %d", learner.training_step)
-    learner_config = config.learner
     with ReplayClient(settings.replay_address, credentials=settings.credentials) as client:
         if not create_table_when_reachable(client, self_play_table(config, game), stop):
             return
@@ -299,14 +312,41 @@ def run_learner(config: ExperimentConfig, settings: LearnerSettings, stop: Event
                 client, "learner", "learner", metrics.registry, settings.metrics_host, settings.metrics_port
             ),
             closing(WeightsPublisher(client)) as publisher,
-            closing(
-                TrajectoryBuffer(
-                    client,
-                    TABLE_NAME,
-                    SampleSpec(learner_config.batch_size, learner.windows() | SEARCH_WINDOWS),
-                    prefetch=learner_config.prefetch_batches,
-                    stop=stop,
-                )
-            ) as batches,
+            closing(train_batches(config, learner, client, checkpoint, stop)) as batches,
+            closing(CheckpointSaver(store, config, metrics)) as saver,
         ):
-            LearnerLoop(config, learner, DataUser(batches), publisher, store, metrics, settings.max_steps).run(stop)
+            place = CursorSource(client, TABLE_NAME, batches)
+            interval = config.learner.checkpoint_interval_seconds
+            saving = Saving(learner.checkpoint, place, settings.state_hooks, saver, interval, metrics)
+            LearnerLoop(config, learner, DataUser(batches), publisher, saving, metrics, settings.max_steps).run(stop)
+
+
+def _restore(learner: Learner, hooks: Mapping[str, StateHook], checkpoint: Checkpoint) -> None:
+    learner.restore(checkpoint)
+    for name, hook in hooks.items():
+        if name in checkpoint.statistics:
+            hook.load(checkpoint.statistics[name])
+    logger.info("resuming at training step %d", learner.training_step)
+
+
+def train_batches(
+    config: ExperimentConfig, learner: Learner, client: ReplayClient, checkpoint: Checkpoint | None, stop: Event
+) -> TrajectoryBuffer:
+    """The batches from where the learner stood on, of a table with the priorities that it had then."""
+    windows = learner.windows() | SEARCH_WINDOWS
+    cursor = None if checkpoint is None else checkpoint.replay
+    if cursor is None:
+        state = StreamState(int(process_seeds(config.seed, "learner", 0, 0).generate_state(1, np.uint64)[0]))
+    else:
+        restore_priorities(client, cursor)
+        state = cursor.stream
+        if not cursor.fits(config.learner.batch_size, windows):
+            state = StreamState(state.seed, state.next_number)
+    return TrajectoryBuffer(
+        client,
+        TABLE_NAME,
+        SampleSpec(config.learner.batch_size, windows),
+        prefetch=config.learner.prefetch_batches,
+        stop=stop,
+        state=state,
+    )

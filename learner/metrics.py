@@ -7,6 +7,33 @@ from replay_server.recorded_metrics import Counter, Gauge, Histogram, RecordingR
 from zero.search_ages import SearchAges
 
 
+class CheckpointMetrics:
+    """What saving comes to.
+
+    Args:
+        registry: of the learner.
+    """
+
+    def __init__(self, registry: RecordingRegistry) -> None:
+        self.timestamp = Gauge(
+            "zero_learner_checkpoint_timestamp_seconds", "When the last checkpoint was saved.", registry=registry
+        )
+        self.write_seconds = Gauge(
+            "zero_learner_checkpoint_duration_seconds",
+            "How long the last checkpoint took to be written, beside training.",
+            registry=registry,
+        )
+        self.pause_seconds = Counter(
+            "zero_learner_checkpoint_pause_seconds",
+            "Time for which training paused while the state of a checkpoint was taken.",
+            registry=registry,
+        )
+        self.saved = Counter("zero_learner_saved_checkpoints", "Checkpoints that were saved.", registry=registry)
+        self.failed = Counter(
+            "zero_learner_failed_checkpoints", "Checkpoints that the disk refused.", registry=registry
+        )
+
+
 class LearnerMetrics:
     """All series of one learner, in a registry of its own."""
 
@@ -136,9 +163,7 @@ class LearnerMetrics:
             "Training steps given up because loss or gradient was not finite.",
             registry=self.registry,
         )
-        self.checkpoint_timestamp = Gauge(
-            "zero_learner_checkpoint_timestamp_seconds", "When the last checkpoint was saved.", registry=self.registry
-        )
+        self.checkpoints = CheckpointMetrics(self.registry)
         for name, text, read in (
             ("disk_free_bytes", "Room on the disk of the run's folder.", lambda: shutil.disk_usage(folder).free),
             ("disk_bytes", "Size of the disk of the run's folder.", lambda: shutil.disk_usage(folder).total),

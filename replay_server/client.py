@@ -32,7 +32,7 @@ from replay_server.insert_stream import InsertStream
 from replay_server.malloc import tune_malloc
 from replay_server.priority_stream import PriorityStream
 from replay_server.recorded_metrics import RecordingRegistry
-from replay_server.sample_stream import SampleStream
+from replay_server.sample_stream import SampleStream, StreamState
 from zero.tables import RateLimiterConfig, TableConfig
 from zero.trajectories import (
     Lease,
@@ -296,6 +296,7 @@ class ReplayClient:
         in_flight: int = 2,
         timeout: float = 60.0,
         shared_memory: bool = True,
+        state: StreamState | None = None,
     ) -> SampleStream:
         """An endless iterator of batches.
 
@@ -306,6 +307,8 @@ class ReplayClient:
             timeout: seconds to wait for a batch.
             shared_memory: take batches through shared memory if the address is on loopback and the server can, which is
                 faster; False to take them over gRPC, always.
+            state: makes the draws repeatable by its seed, and goes on from what `SampleStream.state` gave; None draws
+                at random.
         """
         return SampleStream(
             self._connection,
@@ -314,6 +317,7 @@ class ReplayClient:
             in_flight=in_flight,
             timeout=timeout,
             shared_memory=shared_memory and _is_local(self.address),
+            state=state,
         )
 
     def update_priorities(self, table: str, updates: PriorityUpdates, timeout: float = 60.0) -> UpdateResult:
@@ -321,6 +325,13 @@ class ReplayClient:
         request = replay_pb2.UpdatePrioritiesRequest(table=table, updates=codec.encode_priority_updates(updates))
         response = self._call(lambda seconds: self._replay.UpdatePriorities(request, timeout=seconds), timeout)
         return UpdateResult(response.updated, response.evicted)
+
+    def read_priorities(self, table: str, timeout: float = 60.0) -> PriorityUpdates:
+        """The priorities of all stored steps as they are now; none of a table that makes no use of them."""
+        request = replay_pb2.ReadPrioritiesRequest(table=table)
+        return self._call(
+            lambda seconds: _join_priorities(list(self._replay.ReadPriorities(request, timeout=seconds))), timeout
+        )
 
     def priority_stream(self, table: str, timeout: float = 60.0) -> PriorityStream:
         """Priority updates without waiting for each: those that come while a call is under way go with the next one."""
@@ -568,6 +579,15 @@ def _publication(header: weights_pb2.WeightsHeader, payload: bytes) -> Iterator[
     yield weights_pb2.PublishWeightsRequest(header=header)
     for start in range(0, len(payload), _CHUNK_BYTES):
         yield weights_pb2.PublishWeightsRequest(chunk=payload[start : start + _CHUNK_BYTES])
+
+
+def _join_priorities(parts: Sequence[replay_pb2.ReadPrioritiesResponse]) -> PriorityUpdates:
+    updates = [codec.decode_priority_updates(part.priorities) for part in parts]
+    none = PriorityUpdates(np.empty(0, np.uint64), np.empty(0, np.float32))
+    return PriorityUpdates(
+        np.concatenate([none.keys, *(one.keys for one in updates)]),
+        np.concatenate([none.priorities, *(one.priorities for one in updates)]),
+    )
 
 
 def _collect_weights(parts: Iterator[weights_pb2.GetWeightsResponse]) -> Weights | None:

@@ -78,7 +78,7 @@ class Items:
         matching = np.flatnonzero(allowed & self._is_item)
         return len(matching) > 0 and (not self._most_draws or self._left_of(matching) >= batch_size)
 
-    def peek(self, number: int, allowed: NDArray[np.bool_] | None) -> Draw:
+    def peek(self, number: int, allowed: NDArray[np.bool_] | None, rng: np.random.Generator | None = None) -> Draw:
         """Look at so many, each item among those in `allowed` [capacity] equally likely; nothing is used up.
 
         Takes time in proportion to the capacity.
@@ -87,15 +87,21 @@ class Items:
             The items, or none if there is none to look at.
         """
         candidates = np.flatnonzero(self._is_item if allowed is None else allowed & self._is_item)
-        return evenly(candidates, self._rng.random(number))
+        return evenly(candidates, (rng or self._rng).random(number))
 
-    def draw(self, number: int, allowed: NDArray[np.bool_] | None) -> Draw:
-        """Draw so many, among those in `allowed` [capacity], which can be; what is used up is no item any more."""
+    def draw(
+        self, number: int, allowed: NDArray[np.bool_] | None = None, rng: np.random.Generator | None = None
+    ) -> Draw:
+        """Draw so many, among those in `allowed` [capacity], which can be; what is used up is no item any more.
+
+        The same numbers of `rng` draw the same of the same items; without it the table's own generator is used.
+        """
+        rng = rng or self._rng
         if not self._most_draws:
-            return self._selector.draw(self._rng.random(number), allowed)
+            return self._selector.draw(rng.random(number), allowed)
         draws: list[Draw] = []
         while number:
-            draw = self._selector.draw(self._rng.random(number), allowed)
+            draw = self._selector.draw(rng.random(number), allowed)
             kept = self._count_draws(draw.slots)
             draws.append(Draw(draw.slots[kept], draw.probabilities[kept]))
             number -= len(draws[-1].slots)

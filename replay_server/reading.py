@@ -1,4 +1,4 @@
-"""ReadTrajectories: what a table stores, streamed as it was inserted."""
+"""ReadTrajectories and ReadPriorities: what a table stores, streamed."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -10,16 +10,17 @@ from replay_server.errors import Refusal
 from replay_server.limits import Direction
 from replay_server.stored import Stored
 from replay_server.table import Table
-from zero.trajectories import Trajectory
+from zero.trajectories import PriorityUpdates, Trajectory
 from zero.wire import codec, frames, replay_pb2
 from zero.wire.codec import Reason
 
 _MESSAGE_BYTES = 1 << 20
 _PATIENCE_SECONDS = 20.0
+_KEYS_PER_MESSAGE = 1 << 16
 
 
 class Reader:
-    """The call that reads whole trajectories."""
+    """The calls that read all of a table."""
 
     def __init__(self, catalog: Catalog, border: Border) -> None:
         """All collaborators are the server's own."""
@@ -51,6 +52,11 @@ class Reader:
         columns = _checked_columns(table, request.columns)
         news = _news(table, request.since)[: request.limit or None]
         await self._write(call, _news_messages(table, news, columns))
+
+    async def read_priorities(self, call: Call) -> None:
+        """Answer a ReadPrioritiesRequest."""
+        request = parse(replay_pb2.ReadPrioritiesRequest, await self._border.receive(call))
+        await self._write(call, _priority_messages(self._catalog.find(request.table).table.all_priorities()))
 
     async def _write(self, call: Call, messages: Iterator[bytes]) -> None:
         before = 0
@@ -114,6 +120,13 @@ def _checked_columns(table: Table, names: Sequence[str]) -> frozenset[str]:
             f"no column {min(unknown)[:40]!r}; the table has [{', '.join(table.rings.row_bytes)}]",
         )
     return frozenset(names)
+
+
+def _priority_messages(priorities: PriorityUpdates) -> Iterator[bytes]:
+    for start in range(0, len(priorities.keys), _KEYS_PER_MESSAGE):
+        part = slice(start, start + _KEYS_PER_MESSAGE)
+        updates = codec.encode_priority_updates(PriorityUpdates(priorities.keys[part], priorities.priorities[part]))
+        yield replay_pb2.ReadPrioritiesResponse(priorities=updates).SerializeToString()
 
 
 def _messages(table: Table, chosen: list[Stored], max_bytes: int, columns: frozenset[str]) -> Iterator[bytes]:

@@ -2,7 +2,9 @@
 
 import queue
 from collections import deque
+from collections.abc import Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
 from types import TracebackType
 from typing import NamedTuple, Self, cast
 
@@ -23,6 +25,43 @@ _UPDATE = "/zero.v1.ReplayService/UpdatePriorities"
 _MAX_HELD_KEYS = 1 << 16
 """More updates than that do not wait for the next request."""
 _MAX_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A request of a stream.
+
+    Attributes:
+        number: counts the requests of the stream, from 0 on.
+        updates: priorities that rode on it; None for none.
+    """
+
+    number: int
+    updates: PriorityUpdates | None = None
+
+
+@dataclass(frozen=True)
+class StreamState:
+    """Where a stream stands between two batches: a stream that goes on from there gives the same batches.
+
+    That is: as long as the table holds the same steps, and has the priorities again that it had then. These are those
+    that `ReplayClient.read_priorities` gave just before, changed by `applied`, which may have come in between.
+
+    Attributes:
+        seed: of all draws; 0 or above.
+        next_number: of the next request.
+        drawn: batches that were drawn and not taken yet, in their order.
+        applied: priorities that rode on the requests of these.
+        asked: requests after them that were not answered yet.
+        updates: priorities that wait for the next request.
+    """
+
+    seed: int
+    next_number: int = 0
+    drawn: tuple[SequenceBatch, ...] = ()
+    applied: PriorityUpdates | None = None
+    asked: tuple[Asked, ...] = ()
+    updates: PriorityUpdates | None = None
 
 
 class _Answer(NamedTuple):
@@ -57,21 +96,34 @@ class SampleStream:
         in_flight: int,
         timeout: float,
         shared_memory: bool,
+        state: StreamState | None = None,
     ) -> None:
         """Use ReplayClient.sample_stream."""
         self._connection = connection
         self._table = table
         self._spec = spec
         self._timeout = timeout
-        self._updates: list[PriorityUpdates] = []
-        self._riding: deque[tuple[Future[_Answer], PriorityUpdates]] = deque()
+        self._seed = None if state is None else state.seed
+        state = state or StreamState(0)
+        self._next_number = state.next_number
+        self._restored = deque(state.drawn)
+        self._updates = [] if state.updates is None else [state.updates]
+        self._asked: dict[Future[_Answer], Asked] = {}  # what was not taken yet, in order
+        self._decoded: dict[Future[_Answer], SequenceBatch] = {}
         self._drawn: queue.SimpleQueue[Future[_Answer]] = queue.SimpleQueue()
         self._slots = AnswerSlots(in_flight, enabled=shared_memory)
         self._offered: dict[Future[_Answer], Slot] = {}
         self._stream = OrderedStream(
-            connection, _SAMPLE, _parse, max_requests=in_flight + 1, max_bytes=_MAX_BYTES, keep_order=False
+            connection,
+            _SAMPLE,
+            _parse,
+            max_requests=in_flight + 1,
+            max_bytes=_MAX_BYTES,
+            keep_order=self._seed is not None,
         )
-        for _ in range(in_flight):
+        for asked in state.asked:
+            self._send(asked)
+        for _ in range(in_flight - len(state.drawn) - len(state.asked)):
             self._ask()
 
     def __iter__(self) -> Self:
@@ -84,14 +136,43 @@ class SampleStream:
             ReplayTimeout: none came within the timeout; asking again goes on waiting for it.
             ReplayError: the server refused the request, or the stream is closed.
         """
+        if self._restored:
+            self._ask()
+            return self._restored.popleft()
         try:
             drawn = self._drawn.get(timeout=wait_seconds(self._timeout))
         except queue.Empty:
             raise self._stream.timeout(f"no batch within {self._timeout:g} s") from None
         try:
-            return self._batch(drawn)
+            return self._decoded.pop(drawn, None) or self._batch(drawn)
         finally:
+            del self._asked[drawn]
             self._ask()
+
+    def state(self) -> StreamState:
+        """Where the stream stands now; of a stream that was given a state with a seed.
+
+        Raises:
+            ValueError: the stream draws at random.
+        """
+        if self._seed is None:
+            raise ValueError("a stream that draws at random has no state: give it one with a seed")
+        unanswered: list[Asked] = []
+        for drawn, asked in self._asked.items():
+            if drawn not in self._decoded:
+                if unanswered or not drawn.done() or drawn.exception() is not None:
+                    unanswered.append(asked)
+                    continue
+                self._decoded[drawn] = self._batch(drawn)
+        answered = [(asked, self._decoded[drawn]) for drawn, asked in self._asked.items() if drawn in self._decoded]
+        return StreamState(
+            self._seed,
+            self._next_number,
+            (*self._restored, *(batch for _, batch in answered)),
+            _joined([asked.updates for asked, _ in answered if asked.updates is not None]),
+            tuple(unanswered),
+            _joined(self._updates),
+        )
 
     def update_priorities(self, keys: NDArray[np.uint64], priorities: NDArray[np.float32]) -> None:
         """Send priorities of earlier batches with the next request.
@@ -134,10 +215,12 @@ class SampleStream:
         self.flush()
 
     def _end(self) -> None:
-        unsure = [updates for drawn, updates in self._riding if not drawn.done()]
+        unsure = [
+            asked.updates for drawn, asked in self._asked.items() if asked.updates is not None and not drawn.done()
+        ]
         self._stream.close()
         self._slots.close()
-        self._riding.clear()
+        self._asked.clear()
         self._updates = unsure + self._updates
 
     def __enter__(self) -> Self:
@@ -152,9 +235,12 @@ class SampleStream:
             self._end()
 
     def _ask(self) -> None:
-        updates = self._take_updates()
+        self._send(Asked(self._next_number, self._take_updates()))
+        self._next_number += 1
+
+    def _send(self, asked: Asked) -> None:
         request = replay_pb2.SampleStreamRequest(
-            sample=codec.encode_sample_request(self._table, self._spec, updates),
+            sample=codec.encode_sample_request(self._table, self._spec, asked.updates, self._seed_of(asked.number)),
             hold_seconds=hold_seconds(self._timeout),
         )
         slot = self._slots.take()
@@ -162,13 +248,15 @@ class SampleStream:
             request.shared_memory.CopyFrom(slot.offer)
             request.slot = slot.number
         drawn = self._stream.send(request.SerializeToString(), self._timeout, float("inf"))
-        while self._riding and self._riding[0][0].done():
-            self._riding.popleft()
-        if updates is not None:
-            self._riding.append((drawn, updates))
+        self._asked[drawn] = asked
         if slot is not None:
             self._offered[drawn] = slot
         drawn.add_done_callback(self._drawn.put)
+
+    def _seed_of(self, number: int) -> int | None:
+        if self._seed is None:
+            return None
+        return int(np.random.SeedSequence((self._seed, number)).generate_state(1, np.uint64)[0])
 
     def _batch(self, drawn: Future[_Answer]) -> SequenceBatch:
         """The batch of an answer, as views of where it is.
@@ -189,13 +277,16 @@ class SampleStream:
         return _read_slot(slot, answer.num_bytes)
 
     def _take_updates(self) -> PriorityUpdates | None:
-        held, self._updates = self._updates, []
-        if len(held) <= 1:
-            return held[0] if held else None
-        return PriorityUpdates(
-            np.concatenate([updates.keys for updates in held]),
-            np.concatenate([updates.priorities for updates in held]),
-        )
+        updates, self._updates = _joined(self._updates), []
+        return updates
+
+
+def _joined(parts: Sequence[PriorityUpdates]) -> PriorityUpdates | None:
+    if len(parts) <= 1:
+        return parts[0] if parts else None
+    return PriorityUpdates(
+        np.concatenate([updates.keys for updates in parts]), np.concatenate([updates.priorities for updates in parts])
+    )
 
 
 def _parse(answer: bytes) -> _Answer:

@@ -53,6 +53,7 @@ class _Order(NamedTuple):
     form: _Form
     shares: Sequence[_Share]
     is_mix: bool
+    rng: np.random.Generator | None  # None for that of the tables
 
 
 class Sampler:
@@ -143,17 +144,20 @@ class Sampler:
     def _order(self, request: replay_pb2.SampleRequest) -> _Order:
         """Check a request, then apply its updates."""
         shares = codec.decode_table_shares(request)
+        rng = np.random.default_rng(request.seed) if request.HasField("seed") else None
         form = self._form(request, shares)
         for served, share in zip(form.tables, shares, strict=True):
             if share.updates is not None:
                 served.update_priorities(share.updates)
-        rows = _rows(shares, form.spec.batch_size, self._rng.random()) if request.mix else [form.spec.batch_size]
-        return _Order(form, list(map(_Share, form.tables, rows)), bool(request.mix))
+        offset = (rng or self._rng).random() if request.mix else 0.0
+        rows = _rows(shares, form.spec.batch_size, offset) if request.mix else [form.spec.batch_size]
+        return _Order(form, list(map(_Share, form.tables, rows)), bool(request.mix), rng)
 
     def _form(self, request: replay_pb2.SampleRequest, shares: Sequence[TableShare]) -> _Form:
         """The form of a request: most are as the one before, but for their updates."""
         tables = [self._find(share.table) for share in shares]
         request.ClearField("updates")
+        request.ClearField("seed")
         for share in request.mix:
             share.ClearField("updates")
         key = request.SerializeToString(deterministic=True)
@@ -197,12 +201,15 @@ class Sampler:
             except Refusal:
                 _give_back(shares)
                 raise
-            return [share.served.draw(replace(order.form.spec, batch_size=share.rows)) for share in shares]
+            spec = order.form.spec
+            return [share.served.draw(replace(spec, batch_size=share.rows), order.rng) for share in shares]
 
     async def _peek(self, order: _Order, shares: Sequence[_Share], call: Call, deadline: float) -> list[Drawn]:
         """Look at what there is, in all tables at once, as soon as each has something."""
         while True:
-            seen = [share.served.table.peek(replace(order.form.spec, batch_size=share.rows)) for share in shares]
+            seen = [
+                share.served.table.peek(replace(order.form.spec, batch_size=share.rows), order.rng) for share in shares
+            ]
             found = [one for one in seen if one is not None]
             if len(found) == len(shares):
                 break

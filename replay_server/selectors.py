@@ -67,22 +67,6 @@ class ItemSelector(ABC):
 _NONE = Draw(np.empty(0, np.int64), np.empty(0))
 
 
-@njit
-def _insert_dense(items: NDArray[np.int64], places: NDArray[np.int64], number: int, slots: NDArray[np.int64]) -> None:
-    for i in range(len(slots)):
-        items[number + i] = slots[i]
-        places[slots[i]] = number + i
-
-
-@njit
-def _remove_dense(items: NDArray[np.int64], places: NDArray[np.int64], number: int, slots: NDArray[np.int64]) -> None:
-    for i in range(len(slots)):
-        last = items[number - 1 - i]
-        place = places[slots[i]]
-        items[place] = last
-        places[last] = place
-
-
 def evenly(candidates: NDArray[np.int64], uniforms: NDArray[np.float64]) -> Draw:
     """Candidates by uniforms [B] in [0, 1), each equally likely; none if there is none."""
     size = len(candidates)
@@ -93,30 +77,30 @@ def evenly(candidates: NDArray[np.int64], uniforms: NDArray[np.float64]) -> Draw
 
 
 class UniformSelector(ItemSelector):
-    """Every item is equally likely."""
+    """Every item is equally likely; which is drawn depends on what the items are, not on how they came to be."""
 
     def __init__(self, config: TableConfig) -> None:
-        self._items = np.zeros(config.capacity, np.int64)  # the first _number are the items, in any order
-        self._places = np.zeros(config.capacity, np.int64)  # by slot
-        self._number = 0
+        self._tree = SumTree(config.capacity)  # 1 for an item: sums of ones are exact
 
     def insert(self, slots: NDArray[np.int64], priorities: NDArray[np.float32]) -> None:  # noqa: ARG002
         """See ItemSelector."""
-        _insert_dense(self._items, self._places, self._number, slots)
-        self._number += len(slots)
+        self._tree.set(slots, np.ones(len(slots)))
 
     def remove(self, slots: NDArray[np.int64]) -> None:
         """See ItemSelector."""
-        _remove_dense(self._items, self._places, self._number, slots)
-        self._number -= len(slots)
+        self._tree.set(slots, np.zeros(len(slots)))
 
     def update(self, slots: NDArray[np.int64], priorities: NDArray[np.float32]) -> None:
         """Priorities mean nothing here."""
 
     def draw(self, uniforms: NDArray[np.float64], allowed: NDArray[np.bool_] | None = None) -> Draw:
         """See ItemSelector."""
-        items = self._items[: self._number]
-        return evenly(items if allowed is None else items[allowed[items]], uniforms)
+        if allowed is not None:
+            return evenly(np.flatnonzero((self._tree.leaves[: len(allowed)] > 0) & allowed), uniforms)
+        number = self._tree.total
+        if not number:
+            return _NONE
+        return Draw(self._tree.draw(uniforms), np.full(len(uniforms), 1.0 / number))
 
 
 class PrioritizedSelector(ItemSelector):

@@ -5,6 +5,8 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import numpy as np
+
 from replay_server.block import Block
 from replay_server.errors import Refusal
 from replay_server.group_commit import GroupCommit
@@ -174,10 +176,10 @@ class ServedTable:
         """Whether what was allowed can still be drawn: something may have been deleted since."""
         return self._closed is None and self.table.can_draw(batch_size)
 
-    def draw(self, spec: SampleSpec) -> Drawn:
-        """Draw a batch that was allowed and can be drawn."""
+    def draw(self, spec: SampleSpec, rng: np.random.Generator | None = None) -> Drawn:
+        """Draw a batch that was allowed and can be drawn; see Table.draw."""
         self._count_removed("evicted")
-        drawn = self.table.draw(spec)
+        drawn = self.table.draw(spec, rng)
         self._promised -= spec.batch_size
         self._count_removed("used_up")
         self._metrics.sampled_positions.inc(spec.batch_size)

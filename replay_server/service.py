@@ -61,6 +61,7 @@ class ReplayService:
             "AcquireLease": self._acquire_lease,
             "ReleaseLease": self._release_lease,
         }
+        reader = Reader(self._catalog, border)
         return grpc.method_handlers_generic_handler(
             REPLAY_SERVICE,
             {
@@ -70,7 +71,8 @@ class ReplayService:
                 "UpdateColumns": border.unary(self._update_columns, is_large=True),
                 "InsertStream": border.streaming(self._inserter.insert_stream),
                 "SampleStream": border.streaming(self._sampler.sample_stream),
-                "ReadTrajectories": border.streaming(Reader(self._catalog, border).read_trajectories),
+                "ReadTrajectories": border.streaming(reader.read_trajectories),
+                "ReadPriorities": border.streaming(reader.read_priorities),
             },
         )
 

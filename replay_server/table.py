@@ -459,6 +459,11 @@ class Table:
         self.updated_steps += updated
         return Updated(updated, evicted, len(slots) - updated - evicted)
 
+    def all_priorities(self) -> PriorityUpdates:
+        """Those of all stored steps, a copy; none where they make no difference."""
+        stored = np.flatnonzero(self._slots.generations) if self.has_priorities else np.empty(0, np.int64)
+        return PriorityUpdates(self._slots.keys(stored), self.priorities.values[stored])
+
     def update_priorities(self, updates: PriorityUpdates) -> tuple[int, int]:
         """Set priorities; returns how many were set and how many keys name nothing stored."""
         slots, valid = self._slots.find(updates.keys)
@@ -488,8 +493,8 @@ class Table:
         """Whether a filter leaves items, and often enough to be drawn; takes time in proportion to the capacity."""
         return self._items.can_draw(batch_size, self._allowed(wanted))
 
-    def draw(self, spec: SampleSpec) -> Drawn:
-        """Draw a batch that was checked and can be drawn.
+    def draw(self, spec: SampleSpec, rng: np.random.Generator | None = None) -> Drawn:
+        """Draw a batch that was checked and can be drawn, with the given generator or the table's own.
 
         It may use up items, and a trajectory with its last one: gather the columns before anything else is stored.
 
@@ -500,7 +505,7 @@ class Table:
         allowed = self._allowed(spec.filter)
         if allowed is not None and not self._items.can_draw(spec.batch_size, allowed):
             raise Refusal(Reason.RATE_LIMITED, f"too few items of table {self.config.name!r} match the filter")
-        draw = self._items.draw(spec.batch_size, allowed)
+        draw = self._items.draw(spec.batch_size, allowed, rng)
         self.sampled_positions += spec.batch_size
         drawn = self._drawn(draw, spec, size)
         if self.config.max_times_sampled:
@@ -508,9 +513,9 @@ class Table:
             self._remove_without_items(set(self._owners[used_up].tolist()))
         return drawn
 
-    def peek(self, spec: SampleSpec) -> Drawn | None:
+    def peek(self, spec: SampleSpec, rng: np.random.Generator | None = None) -> Drawn | None:
         """Look at items that a filter matches, each equally likely, without using any up; None if there is none."""
-        draw = self._items.peek(spec.batch_size, self._allowed(spec.filter))
+        draw = self._items.peek(spec.batch_size, self._allowed(spec.filter), rng)
         return self._drawn(draw, spec, self.num_items) if len(draw.slots) else None
 
     def _drawn(self, draw: Draw, spec: SampleSpec, table_size: int) -> Drawn:

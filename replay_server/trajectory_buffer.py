@@ -12,6 +12,7 @@ from replay_server.answers import ReplayError, ReplayTimeout
 from replay_server.client import ReplayClient
 from replay_server.data_buffer import FedBuffer
 from replay_server.data_queue import QueueCounts
+from replay_server.sample_stream import StreamState
 from zero.trajectories import PriorityUpdates, SampleSpec, SequenceBatch, Trajectory
 
 INSERT_SECONDS = 5.0
@@ -90,7 +91,15 @@ class TrajectoryBuffer(FedBuffer[Trajectory, SequenceBatch]):
     """
 
     def __init__(
-        self, client: ReplayClient, table: str, spec: SampleSpec, *, prefetch: int, stop: Event, max_in_flight: int = 8
+        self,
+        client: ReplayClient,
+        table: str,
+        spec: SampleSpec,
+        *,
+        prefetch: int,
+        stop: Event,
+        max_in_flight: int = 8,
+        state: StreamState | None = None,
     ) -> None:
         """Of a table that exists.
 
@@ -101,6 +110,7 @@ class TrajectoryBuffer(FedBuffer[Trajectory, SequenceBatch]):
             prefetch: sample requests in flight.
             stop: no further batch once it is set.
             max_in_flight: inserts of one collector that may be unacknowledged.
+            state: makes the draws repeatable by its seed, and goes on from where another stood; None draws at random.
         """
         super().__init__(max_in_flight)
         self._client = client
@@ -108,7 +118,7 @@ class TrajectoryBuffer(FedBuffer[Trajectory, SequenceBatch]):
         self._stop = stop
         self._in_flight = max_in_flight
         self._closed = False
-        self._batches = client.sample_stream(table, spec, in_flight=prefetch, timeout=SAMPLE_SECONDS)
+        self._batches = client.sample_stream(table, spec, in_flight=prefetch, timeout=SAMPLE_SECONDS, state=state)
 
     def open_inlet(self, *, exclusive: bool = True) -> TrajectoryInlet:  # noqa: ARG002 -- trajectories have ids
         """For one thread of an actor; trajectories of any number of actors go into one table."""
@@ -153,6 +163,14 @@ class TrajectoryBuffer(FedBuffer[Trajectory, SequenceBatch]):
     def update_priorities(self, updates: PriorityUpdates) -> None:
         """Send priorities with the next request for a batch."""
         self._batches.update_priorities(updates.keys, updates.priorities)
+
+    def stream_state(self) -> StreamState:
+        """Where the batches stand; of a buffer that was given a state with a seed.
+
+        Raises:
+            ValueError: it draws at random.
+        """
+        return self._batches.state()
 
     def close(self) -> None:
         """Stop drawing."""

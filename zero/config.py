@@ -195,6 +195,8 @@ class LearnerConfig(Section):
         importance_sampling_exponent: how much of the bias of prioritized draws is undone.
         publish_interval_steps: training steps between publications of the weights.
         checkpoint_interval_seconds: between checkpoints.
+        keep_last_checkpoints: how many of the newest stay. The one after the best evaluation stays, too.
+        keep_checkpoint_every_steps: one in so many training steps also stays; 0 for none.
         prefetch_batches: drawn ahead.
     """
 
@@ -217,6 +219,8 @@ class LearnerConfig(Section):
     importance_sampling_exponent: Fraction = 0.4
     publish_interval_steps: PositiveInt = 10
     checkpoint_interval_seconds: PositiveFloat = 60.0
+    keep_last_checkpoints: PositiveInt = 3
+    keep_checkpoint_every_steps: Count = 0
     prefetch_batches: PositiveInt = 2
 
 
@@ -332,6 +336,21 @@ def parse_config(text: str, overrides: list[str]) -> ExperimentConfig:
         raise ConfigError(_one_line(error)) from None
 
 
+def differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """All settings in which two configs, or the same parts of them, differ: by dotted path, as JSON or "unset".
+
+    Args:
+        saved: of something kept, as JSON data.
+        current: as JSON data.
+    """
+    before, now = _by_path(saved), _by_path(current)
+    return {
+        path: (before.get(path, "unset"), now.get(path, "unset"))
+        for path in {**now, **before}
+        if before.get(path) != now.get(path)
+    }
+
+
 def describe_difference(saved: Mapping[str, Any], current: Mapping[str, Any], made: str) -> str:
     """The first setting in which two configs, or the same parts of them, differ, in words; empty if none does.
 
@@ -340,14 +359,13 @@ def describe_difference(saved: Mapping[str, Any], current: Mapping[str, Any], ma
         current: as JSON data.
         made: how the text begins, for example "the checkpoint was made".
     """
-    before, now = _by_path(saved), _by_path(current)
-    different = [path for path in {**now, **before} if before.get(path) != now.get(path)]
+    found = differences(saved, current)
+    different = list(found)
     if not different:
         return ""
     path, more = different[0], len(different) - 1
     return (
-        f"{made} with {path} {before.get(path, 'unset')}, the config says {now.get(path, 'unset')}"
-        f"{f' (and {more} more)' if more else ''}"
+        f"{made} with {path} {found[path][0]}, the config says {found[path][1]}{f' (and {more} more)' if more else ''}"
     )
 
 

@@ -18,6 +18,7 @@ from deploy.experiment_files import load_experiment
 from deploy.figures import RunFigures
 from deploy.launch import closing_lines
 from deploy.run_folder import RunFolder, locked, open_or_create_run_folder
+from deploy.run_records import RunState
 from learner.checkpoint import Checkpoint, CheckpointStore
 from replay_server.ports import DEFAULT_METRICS_PORT
 from zero.config import parse_config
@@ -68,13 +69,13 @@ BAD_INPUT = {
 }
 
 
-@pytest.mark.parametrize("command", ["config", "train"])
+@pytest.mark.parametrize("command", [["config", "show"], ["config", "check"], ["train"]])
 @pytest.mark.parametrize(("arguments", "expected"), BAD_INPUT.values(), ids=BAD_INPUT)
 def test_bad_input_ends_with_one_line_that_names_it(
-    run: Run, command: str, arguments: list[str], expected: str
+    run: Run, command: list[str], arguments: list[str], expected: str
 ) -> None:
     """A wrong key or value costs one line on stderr and exit code 2, and leaves nothing behind."""
-    code, out, err = run(command, *arguments)
+    code, out, err = run(*command, *arguments)
     assert (code, out) == (2, "")
     assert err.startswith("error: ")
     assert err.count("\n") == 1
@@ -140,7 +141,7 @@ def test_an_interrupted_command_ends_as_one(run: Run, monkeypatch: pytest.Monkey
         raise KeyboardInterrupt
 
     monkeypatch.setattr("deploy.cli.load_experiment", interrupted)
-    code, out, err = run("config")
+    code, out, err = run("config", "show")
     assert (code, out) == (130, "")
     assert "Traceback" not in err
 
@@ -148,25 +149,25 @@ def test_an_interrupted_command_ends_as_one(run: Run, monkeypatch: pytest.Monkey
 def test_an_experiment_that_is_no_toml_is_named(run: Run) -> None:
     """A broken file is one line."""
     Path("broken.toml").write_text("name = ")
-    code, _, err = run("config", "-e", "broken.toml")
+    code, _, err = run("config", "show", "-e", "broken.toml")
     assert code == 2
     assert "no TOML" in err
 
 
 def test_config_prints_what_runs(run: Run) -> None:
     """`zero config` prints the complete effective config, overrides included, as TOML."""
-    code, out, _ = run("config", "-e", "tic_tac_toe", "--set", "seed=5")
+    code, out, _ = run("config", "show", "-e", "tic_tac_toe", "--set", "seed=5")
     assert code == 0
     assert parse_config(out, []) == load_experiment("tic_tac_toe", ["seed=5"])
 
 
-@pytest.mark.parametrize("option", [["--set", "seed=1"], ["--experiment", "triangle"], ["--run-dir", "other"]])
-def test_resume_keeps_the_config_of_the_run(run: Run, tmp_path: Path, option: list[str]) -> None:
-    """--resume refuses in one line what would be another config or another run."""
+@pytest.mark.parametrize("option", [["--run-dir", "other"], ["--run-name", "other"]])
+def test_resume_names_the_run(run: Run, tmp_path: Path, option: list[str]) -> None:
+    """--resume refuses in one line what would be another run."""
     open_or_create_run_folder(tmp_path / "run", load_experiment("triangle", []))
     code, _, err = run("train", "--resume", "run", *option)
     assert code == 2
-    assert err == f"error: {option[0]} does not go with --resume: a run goes on with the config it has\n"
+    assert err == f"error: {option[0]} does not go with --resume, which names the run\n"
 
 
 def test_an_experiment_of_the_environment_is_not_ignored_beside_a_run(
@@ -175,10 +176,12 @@ def test_an_experiment_of_the_environment_is_not_ignored_beside_a_run(
     """ZERO_EXPERIMENT counts as given."""
     monkeypatch.setenv("ZERO_EXPERIMENT", "tic_tac_toe")
     open_or_create_run_folder(tmp_path / "run", load_experiment("triangle", []))
-    for command in (["train", "--resume", "run"], ["evaluate", "--run", "run"]):
-        code, _, err = run(*command)
-        assert code == 2
-        assert err.startswith("error: --experiment does not go with --r")
+    code, _, err = run("evaluate", "--run", "run")
+    assert code == 2
+    assert err.startswith("error: --experiment does not go with --run")
+    code, _, err = run("train", "--resume", "run")
+    assert code == 2
+    assert "game.name of " in err
 
 
 @pytest.mark.parametrize("command", [["train", "--resume"], ["evaluate", "--run"]])
@@ -206,10 +209,13 @@ def test_no_run_lasts_for_ever(run: Run, minutes: str) -> None:
 
 def test_a_run_is_not_overwritten(run: Run, tmp_path: Path) -> None:
     """--run-dir of an existing run says how to go on with it."""
-    open_or_create_run_folder(tmp_path / "run", load_experiment("triangle", []))
+    config = load_experiment("triangle", [])
+    folder = open_or_create_run_folder(tmp_path / "run", config)
+    folder.begin_session(config)
+    folder.end_session(RunState.FINISHED, "the time was over")
     code, _, err = run("train", "--run-dir", "run")
     assert code == 2
-    assert "--resume run" in err
+    assert "holds a finished run (the time was over, training step 0): go on with it by --resume run" in err
 
 
 def test_evaluate_needs_a_run_with_a_checkpoint(run: Run, tmp_path: Path) -> None:
@@ -290,7 +296,7 @@ def test_a_game_that_breaks_its_contract_is_refused_by_the_command(run: Run, tmp
         "    def terminated(self, states):\n"
         "        return np.zeros(len(states), np.bool_)\n"
     )
-    for command in (["train"], ["config"], ["learner"], ["actor"], ["evaluate"]):
+    for command in (["train"], ["config", "show"], ["learner"], ["actor"], ["evaluate"]):
         code, _, err = run(*command, "--set", "game.name=mine.py:Endless")
         assert (code, err.count("\n")) == (2, 1)
         assert "breaks the contract of games: exactly the positions that are not over have legal actions" in err

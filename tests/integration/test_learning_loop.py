@@ -19,11 +19,14 @@ from actors.data_collector import DataCollector
 from actors.evaluator import EvaluatorSettings, run_evaluator
 from actors.weights_client import WeightsClient
 from learner.checkpoint import CheckpointStore
+from learner.checkpoint_saver import CheckpointSaver
 from learner.data_user import DataUser
 from learner.learner import MAX_NONFINITE_STEPS, Learner, LearnerLoop, LearnerSettings, run_learner
 from learner.metrics import LearnerMetrics
+from learner.saving import CursorSource, Saving
 from learner.weights_publisher import WeightsPublisher
 from replay_server.client import ReplayClient, ReplayError
+from replay_server.sample_stream import StreamState
 from replay_server.server import ReplayServer, ReplayServerSettings
 from replay_server.trajectory_buffer import BufferClosedError, TrajectoryBuffer, TrajectoryInlet
 from tests.roles import running, wait_until
@@ -134,7 +137,7 @@ class NotingBuffer(TrajectoryBuffer):
     """Keeps what it handed over, and ends the role with it."""
 
     def __init__(self, client: ReplayClient, windows: dict[str, int], stop: Event) -> None:
-        super().__init__(client, TABLE_NAME, SampleSpec(64, windows), prefetch=1, stop=stop)
+        super().__init__(client, TABLE_NAME, SampleSpec(64, windows), prefetch=1, stop=stop, state=StreamState(0))
         self._ended = stop
         self.batches: list[SequenceBatch] = []
 
@@ -165,7 +168,10 @@ def test_the_health_of_learning_is_shown_as_it_is(address: str, client: ReplayCl
     ):
         wait_until(lambda: client.server_info().tables[TABLE_NAME].inserted_steps >= 200)
         with closing(NotingBuffer(client, learner.windows() | SEARCH_WINDOWS, stop)) as buffer:
-            LearnerLoop(config, learner, DataUser(buffer), publisher, store, metrics).run(stop)
+            saver = CheckpointSaver(store, config, metrics)
+            saving = Saving(learner.checkpoint, CursorSource(client, TABLE_NAME, buffer), {}, saver, 60.0, metrics)
+            with closing(saver):
+                LearnerLoop(config, learner, DataUser(buffer), publisher, saving, metrics).run(stop)
     batch = buffer.batches[0]
     value = metrics.registry.get_sample_value
     assert value("zero_learner_staleness_versions") == pytest.approx(3 - batch.weights_versions.mean())

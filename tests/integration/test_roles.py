@@ -131,7 +131,7 @@ def test_a_start_that_failed_leaves_the_folder_to_the_corrected_command(tmp_path
         run.wait_for("learning since", 90)
         run.interrupt()
         assert run.wait(60) == INTERRUPTED, run.output
-    assert "--resume run" in ends_with(tmp_path, 2, *train, "--metrics-port=0")
+    assert "--allow-change seed" in ends_with(tmp_path, 2, *train, "--set=seed=9", "--metrics-port=0")
 
 
 def test_a_run_keeps_its_data_in_a_given_redis(tmp_path: Path) -> None:

@@ -142,10 +142,13 @@ def test_a_run_can_be_measured(finished: Command, folder: Path, run: Path) -> No
 
 
 def test_a_run_that_cannot_live_ends_with_its_reason(finished: Command, run: Path, tmp_path: Path) -> None:
-    """A learner whose checkpoint does not fit the config ends the run in one line, and everything is stopped."""
+    """Weights that do not fit the network end the run in one line, and everything is stopped."""
     shutil.copytree(run, tmp_path / "run")
-    config_file = tmp_path / "run/config.toml"
-    config_file.write_text(config_file.read_text().replace("channels = 8", "channels = 16"))
+    for changed in ("config.toml", "run.json"):
+        path = tmp_path / "run" / changed
+        text = path.read_text()
+        path.write_text(text.replace("channels = 8", "channels = 16").replace('"channels": 8', '"channels": 16'))
+        assert path.read_text() != text
     with Command(tmp_path, "train", "--resume=run", *LONG) as command:
         assert command.wait() == 2
         # Whoever comes first: the learner cannot load its checkpoint, the actor cannot load the published weights.
@@ -154,6 +157,26 @@ def test_a_run_that_cannot_live_ends_with_its_reason(finished: Command, run: Pat
             command.output.splitlines()[-1],
         )
         assert "Traceback" not in command.output
+        nothing_left(command)
+
+
+def test_a_run_stops_at_a_step_and_when_it_is_told_to(finished: Command, run: Path, tmp_path: Path) -> None:
+    """`--max-steps` ends it with 0 at that very step, `zero stop` with 130; both save, and nothing is left."""
+    shutil.copytree(run, tmp_path / "run")
+    last = newest_checkpoint(tmp_path / "run") + 7
+    with Command(tmp_path, "train", "--resume=run", f"--max-steps={last}", "--metrics-port=0") as command:
+        assert command.wait() == 0, command.output
+        assert newest_checkpoint(tmp_path / "run") == last
+        nothing_left(command)
+    with Command(tmp_path, "train", "--resume=run", f"--max-steps={last}", "--metrics-port=0") as command:
+        assert command.wait() == 2
+        assert f"has {last:,} training steps already" in command.output
+    with Command(tmp_path, "train", "--resume=run", *LONG) as command:
+        command.wait_for("learning since")
+        with Command(tmp_path, "stop", "run") as stopping:
+            assert stopping.wait() == 0, stopping.output
+            assert f"has stopped at training step {newest_checkpoint(tmp_path / 'run'):,}" in stopping.output
+        assert command.wait() == INTERRUPTED, command.output
         nothing_left(command)
 
 

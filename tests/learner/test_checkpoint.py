@@ -1,14 +1,36 @@
 """A checkpoint is complete or absent, detects damage, and lets a learner go on bit by bit as if nothing happened."""
 
+import hashlib
+import json
+import os
+import pickle
+import random
+import subprocess
+from collections.abc import Iterator
+from contextlib import closing, suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from learner.checkpoint import MODEL_FILE, OPTIMIZER_FILE, CheckpointError, CheckpointStore
+from learner.checkpoint import (
+    FILES,
+    MANIFEST,
+    MANIFEST_HASH,
+    MODEL_FILE,
+    OPTIMIZER_FILE,
+    STATE_FILE,
+    CheckpointError,
+    CheckpointStore,
+    KeepPolicy,
+    read_checkpoint,
+)
+from learner.checkpoint_saver import CheckpointSaver
 from learner.learner import Learner, learning_rate
 from learner.losses import TrainingBatch
+from learner.metrics import LearnerMetrics
+from tests.roles import wait_until
 from zero.config import ExperimentConfig, LearnerConfig, SearchConfig, parse_config
 from zero.games.registry import make_game
 from zero.networks.weights import weights_to_bytes
@@ -59,6 +81,21 @@ def test_a_restored_learner_goes_on_bit_by_bit(tmp_path: Path) -> None:
     assert weights_to_bytes(resumed.network) == weights_to_bytes(uninterrupted.network)
 
 
+def test_the_generators_of_the_process_go_on_where_they_were(tmp_path: Path) -> None:
+    """Python's, NumPy's and PyTorch's: what a game or library of others draws comes as it would have come."""
+
+    def numbers() -> list[float]:
+        return [random.random(), np.random.normal(), float(torch.rand(()))]
+
+    np.random.normal()  # leaves a number over for the next call
+    store = CheckpointStore(tmp_path)
+    store.save(make_learner().checkpoint(), CONFIG)
+    expected = numbers()
+    numbers()
+    make_learner().restore(store.newest(CONFIG))
+    assert numbers() == expected
+
+
 def test_training_learns_a_fixed_batch() -> None:
     """Repeating one batch brings its loss down."""
     learner = make_learner()
@@ -100,7 +137,7 @@ def saved_store(folder: Path, steps: int = 2) -> CheckpointStore:
     return store
 
 
-@pytest.mark.parametrize("name", [MODEL_FILE, OPTIMIZER_FILE, "checkpoint.json"])
+@pytest.mark.parametrize("name", [MODEL_FILE, OPTIMIZER_FILE, STATE_FILE, MANIFEST, MANIFEST_HASH])
 @pytest.mark.parametrize("where", [0.0, 0.3, 0.7, 0.999])
 def test_damage_is_detected_and_the_previous_checkpoint_used(tmp_path: Path, name: str, where: float) -> None:
     """A flipped byte anywhere in the newest checkpoint falls back to the one before."""
@@ -112,6 +149,116 @@ def test_damage_is_detected_and_the_previous_checkpoint_used(tmp_path: Path, nam
     loaded = store.newest(CONFIG)
     assert loaded is not None
     assert loaded.training_step == 1
+
+
+def test_a_thousand_flipped_bytes_are_all_detected(tmp_path: Path) -> None:
+    """Any other value of any byte of any file of a checkpoint: it is refused, and the text names the file."""
+    store = saved_store(tmp_path, steps=1)
+    (folder,) = store.folders()
+    rng = np.random.default_rng(0)
+    files = sorted(folder.iterdir())
+    contents = [path.read_bytes() for path in files]
+    for flip in range(1000):
+        which = flip % len(files)
+        payload = bytearray(contents[which])
+        payload[rng.integers(len(payload))] ^= int(rng.integers(1, 256))
+        files[which].write_bytes(payload)
+        with pytest.raises(CheckpointError, match="does not match its sha256"):
+            read_checkpoint(folder)
+        files[which].write_bytes(contents[which])
+    assert read_checkpoint(folder)[0].training_step == 1
+
+
+def test_a_warning_names_what_was_passed_over_and_what_was_taken(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Falling back is never silent."""
+    store = saved_store(tmp_path)
+    (store.folders()[0] / MODEL_FILE).write_bytes(b"broken")
+    assert store.newest(CONFIG).training_step == 1
+    assert (
+        "going on from step-000000001; passed over: step-000000002: model.safetensors does not match its sha256"
+        in caplog.text
+    )
+
+
+@pytest.mark.parametrize("missing", [*FILES, MANIFEST, MANIFEST_HASH])
+def test_whatever_a_crash_leaves_of_a_checkpoint_is_passed_over(tmp_path: Path, missing: str) -> None:
+    """A folder that lacks a file, or holds half of one, counts for nothing."""
+    store = saved_store(tmp_path)
+    path = store.folders()[0] / missing
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    assert store.newest(CONFIG).training_step == 1
+    path.unlink()
+    assert store.newest(CONFIG).training_step == 1
+
+
+def test_a_pickle_in_the_place_of_a_file_is_not_run(tmp_path: Path) -> None:
+    """Not even with the right hashes: nothing that reads a checkpoint can run code."""
+    store = saved_store(tmp_path)
+    folder = store.folders()[0]
+    payload = pickle.dumps(Trap(tmp_path / "ran"))
+    for name in FILES:
+        (folder / name).write_bytes(payload)
+    manifest = json.loads((folder / MANIFEST).read_text())
+    manifest["sha256"] = dict.fromkeys(FILES, hashlib.sha256(payload).hexdigest())
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+    (folder / MANIFEST_HASH).write_text(hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest())
+    assert store.newest(CONFIG).training_step == 1
+    assert not (tmp_path / "ran").exists()
+
+
+class Trap:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return Path.touch, (self.path,)
+
+
+def test_the_disk_may_be_full_for_a_while(small_disk: Path) -> None:
+    """The old checkpoint stays, training goes on, a counter rises; when there is room again, saving goes on."""
+    metrics, learner = LearnerMetrics(small_disk), make_learner()
+    store = CheckpointStore(small_disk / "checkpoints")
+    failed = "zero_learner_failed_checkpoints_total"
+    with closing(CheckpointSaver(store, CONFIG, metrics)) as saver:
+        learner.train(training_batch(0))
+        saver.save(learner.checkpoint())
+        wait_until(lambda: not saver.is_busy)
+        assert (metrics.registry.get_sample_value(failed), store.newest(CONFIG).training_step) == (0, 1)
+        fill_up(small_disk / "other")
+        learner.train(training_batch(1))
+        saver.save(learner.checkpoint())
+        wait_until(lambda: not saver.is_busy)
+        assert (metrics.registry.get_sample_value(failed), store.newest(CONFIG).training_step) == (1, 1)
+        assert [path.name for path in (small_disk / "checkpoints").iterdir()] == ["step-000000001"]
+        learner.train(training_batch(2))
+        with pytest.raises(OSError, match="No space left"):
+            saver.finish(learner.checkpoint())
+        (small_disk / "other").unlink()
+        saver.finish(learner.checkpoint())
+        assert (metrics.registry.get_sample_value(failed), store.newest(CONFIG).training_step) == (2, 3)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 1 MiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(folder)]
+    if os.geteuid() or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("needs the right to mount a file system")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def fill_up(path: Path) -> None:
+    """Let a file take all room that is left."""
+    with suppress(OSError), path.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
 
 
 def test_a_half_written_checkpoint_does_not_count(tmp_path: Path) -> None:
@@ -176,6 +323,23 @@ def test_only_the_newest_are_kept(tmp_path: Path) -> None:
     """Old checkpoints make room."""
     store = saved_store(tmp_path, steps=5)
     assert [folder.name for folder in store.folders()] == ["step-000000005", "step-000000004", "step-000000003"]
+
+
+@pytest.mark.parametrize(
+    ("policy", "kept"),
+    [
+        (KeepPolicy(1), {900}),
+        (KeepPolicy(2), {900, 800}),
+        (KeepPolicy(1, every=300), {100, 300, 600, 900}),
+        (KeepPolicy(1, best_step=lambda: 450), {500, 900}),
+        (KeepPolicy(1, best_step=lambda: 500), {500, 900}),
+        (KeepPolicy(1, best_step=lambda: 950), {900}),
+        (KeepPolicy(20), set(range(100, 1000, 100))),
+    ],
+)
+def test_policy_says_what_stays(policy: KeepPolicy, kept: set[int]) -> None:
+    """The newest ones, the first of every stretch, and the one that holds the best weights or what came of them."""
+    assert policy.kept(range(100, 1000, 100)) == kept
 
 
 def test_an_empty_run_has_no_checkpoint(tmp_path: Path) -> None:

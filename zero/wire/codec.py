@@ -560,12 +560,16 @@ def _vector(data: bytes, dtype: np.dtype[np.generic], name: str) -> NDArray[np.g
 # --- requests --------------------------------------------------------------------------------------------------------
 
 
-def encode_sample_request(table: str, spec: SampleSpec, updates: PriorityUpdates | None) -> replay_pb2.SampleRequest:
-    """Pack a request for a batch of one table, with priority updates to be applied before."""
+def encode_sample_request(
+    table: str, spec: SampleSpec, updates: PriorityUpdates | None, seed: int | None = None
+) -> replay_pb2.SampleRequest:
+    """Pack a request for a batch of one table, with priority updates to be applied before, drawn by a 64-bit seed."""
     request = _encode_spec(spec)
     request.table = table
     if updates is not None:
         request.updates.CopyFrom(encode_priority_updates(updates))
+    if seed is not None:
+        request.seed = seed
     return request
 
 

@@ -831,6 +831,7 @@ class SampleRequest(_message.Message):
     MIX_FIELD_NUMBER: _builtins.int
     N_STEP_FIELD_NUMBER: _builtins.int
     PEEK_FIELD_NUMBER: _builtins.int
+    SEED_FIELD_NUMBER: _builtins.int
     table: _builtins.str
     """The table's name."""
     batch_size: _builtins.int
@@ -840,6 +841,10 @@ class SampleRequest(_message.Message):
     peek: _builtins.bool
     """Look without using: every item is equally likely, the rate limiter neither holds nor counts it, no item is used up.
     Waits until the call's deadline while nothing may be drawn.
+    """
+    seed: _builtins.int
+    """What is drawn depends on this number and on what may be drawn then, with its priorities, alone: the same request
+    gives the same batch while these are the same, also after a restart. Drawn at random if not set.
     """
     @_builtins.property
     def windows(self) -> _containers.RepeatedCompositeFieldContainer[Global___ColumnWindow]:
@@ -873,12 +878,15 @@ class SampleRequest(_message.Message):
         mix: _abc.Iterable[Global___TableShare] | None = ...,
         n_step: Global___NStep | None = ...,
         peek: _builtins.bool = ...,
+        seed: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "n_step", b"n_step", "updates", b"updates"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "filter", b"filter", "n_step", b"n_step", "seed", b"seed", "updates", b"updates"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_size", b"batch_size", "filter", b"filter", "importance_sampling_exponent", b"importance_sampling_exponent", "mix", b"mix", "n_step", b"n_step", "peek", b"peek", "table", b"table", "updates", b"updates", "windows", b"windows"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "batch_size", b"batch_size", "filter", b"filter", "importance_sampling_exponent", b"importance_sampling_exponent", "mix", b"mix", "n_step", b"n_step", "peek", b"peek", "seed", b"seed", "table", b"table", "updates", b"updates", "windows", b"windows"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
+    _WhichOneofArgType__seed: _TypeAlias = _typing.Literal["_seed", b"_seed"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__seed) -> _WhichOneofReturnType__seed | None: ...
 
 Global___SampleRequest: _TypeAlias = SampleRequest  # noqa: Y015
 
@@ -1055,6 +1063,52 @@ class SampleResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SampleResponse: _TypeAlias = SampleResponse  # noqa: Y015
+
+@_typing.final
+class ReadPrioritiesRequest(_message.Message):
+    """Asks for priorities."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TABLE_FIELD_NUMBER: _builtins.int
+    table: _builtins.str
+    """The table's name."""
+    def __init__(
+        self,
+        *,
+        table: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["table", b"table"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReadPrioritiesRequest: _TypeAlias = ReadPrioritiesRequest  # noqa: Y015
+
+@_typing.final
+class ReadPrioritiesResponse(_message.Message):
+    """Some of a table's priorities."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PRIORITIES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def priorities(self) -> Global___PriorityUpdates:
+        """As UpdatePriorities takes them."""
+
+    def __init__(
+        self,
+        *,
+        priorities: Global___PriorityUpdates | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["priorities", b"priorities"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["priorities", b"priorities"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReadPrioritiesResponse: _TypeAlias = ReadPrioritiesResponse  # noqa: Y015
 
 @_typing.final
 class UpdatePrioritiesRequest(_message.Message):

@@ -75,6 +75,11 @@ class ReplayServiceStub:
                 request_serializer=zero_dot_wire_dot_replay__pb2.SampleStreamRequest.SerializeToString,
                 response_deserializer=zero_dot_wire_dot_replay__pb2.SampleStreamResponse.FromString,
                 _registered_method=True)
+        self.ReadPriorities = channel.unary_stream(
+                '/zero.v1.ReplayService/ReadPriorities',
+                request_serializer=zero_dot_wire_dot_replay__pb2.ReadPrioritiesRequest.SerializeToString,
+                response_deserializer=zero_dot_wire_dot_replay__pb2.ReadPrioritiesResponse.FromString,
+                _registered_method=True)
         self.UpdatePriorities = channel.unary_unary(
                 '/zero.v1.ReplayService/UpdatePriorities',
                 request_serializer=zero_dot_wire_dot_replay__pb2.UpdatePrioritiesRequest.SerializeToString,
@@ -181,6 +186,13 @@ class ReplayServiceServicer:
     def SampleStream(self, request_iterator, context):
         """Samples one after the other over one stream, answered in order: requests sent ahead are credits. A request that is
         refused fails alone: its answer says why, the stream goes on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReadPriorities(self, request, context):
+        """Streams the priorities of all stored steps as they are now; nothing of a table that makes no use of them.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -296,6 +308,11 @@ def add_ReplayServiceServicer_to_server(servicer, server):
                     servicer.SampleStream,
                     request_deserializer=zero_dot_wire_dot_replay__pb2.SampleStreamRequest.FromString,
                     response_serializer=zero_dot_wire_dot_replay__pb2.SampleStreamResponse.SerializeToString,
+            ),
+            'ReadPriorities': grpc.unary_stream_rpc_method_handler(
+                    servicer.ReadPriorities,
+                    request_deserializer=zero_dot_wire_dot_replay__pb2.ReadPrioritiesRequest.FromString,
+                    response_serializer=zero_dot_wire_dot_replay__pb2.ReadPrioritiesResponse.SerializeToString,
             ),
             'UpdatePriorities': grpc.unary_unary_rpc_method_handler(
                     servicer.UpdatePriorities,
@@ -560,6 +577,33 @@ class ReplayService:
             '/zero.v1.ReplayService/SampleStream',
             zero_dot_wire_dot_replay__pb2.SampleStreamRequest.SerializeToString,
             zero_dot_wire_dot_replay__pb2.SampleStreamResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReadPriorities(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/zero.v1.ReplayService/ReadPriorities',
+            zero_dot_wire_dot_replay__pb2.ReadPrioritiesRequest.SerializeToString,
+            zero_dot_wire_dot_replay__pb2.ReadPrioritiesResponse.FromString,
             options,
             channel_credentials,
             insecure,

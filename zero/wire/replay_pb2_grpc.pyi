@@ -91,6 +91,8 @@ class ReplayServiceStub:
     """Samples one after the other over one stream, answered in order: requests sent ahead are credits. A request that is
     refused fails alone: its answer says why, the stream goes on.
     """
+    ReadPriorities: _grpc.UnaryStreamMultiCallable[_replay_pb2.ReadPrioritiesRequest, _replay_pb2.ReadPrioritiesResponse]
+    """Streams the priorities of all stored steps as they are now; nothing of a table that makes no use of them."""
     UpdatePriorities: _grpc.UnaryUnaryMultiCallable[_replay_pb2.UpdatePrioritiesRequest, _replay_pb2.UpdatePrioritiesResponse]
     """Sets priorities by key. Keys whose step is no longer stored are skipped and counted."""
     UpdateColumns: _grpc.UnaryUnaryMultiCallable[_replay_pb2.UpdateColumnsRequest, _replay_pb2.UpdateColumnsResponse]
@@ -149,6 +151,8 @@ class ReplayServiceAsyncStub(ReplayServiceStub):
     """Samples one after the other over one stream, answered in order: requests sent ahead are credits. A request that is
     refused fails alone: its answer says why, the stream goes on.
     """
+    ReadPriorities: _aio.UnaryStreamMultiCallable[_replay_pb2.ReadPrioritiesRequest, _replay_pb2.ReadPrioritiesResponse]  # type: ignore[assignment]
+    """Streams the priorities of all stored steps as they are now; nothing of a table that makes no use of them."""
     UpdatePriorities: _aio.UnaryUnaryMultiCallable[_replay_pb2.UpdatePrioritiesRequest, _replay_pb2.UpdatePrioritiesResponse]  # type: ignore[assignment]
     """Sets priorities by key. Keys whose step is no longer stored are skipped and counted."""
     UpdateColumns: _aio.UnaryUnaryMultiCallable[_replay_pb2.UpdateColumnsRequest, _replay_pb2.UpdateColumnsResponse]  # type: ignore[assignment]
@@ -252,6 +256,14 @@ class ReplayServiceServicer(metaclass=_abc_1.ABCMeta):
         """Samples one after the other over one stream, answered in order: requests sent ahead are credits. A request that is
         refused fails alone: its answer says why, the stream goes on.
         """
+
+    @_abc_1.abstractmethod
+    def ReadPriorities(
+        self,
+        request: _replay_pb2.ReadPrioritiesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_replay_pb2.ReadPrioritiesResponse], _abc.AsyncIterator[_replay_pb2.ReadPrioritiesResponse]]:
+        """Streams the priorities of all stored steps as they are now; nothing of a table that makes no use of them."""
 
     @_abc_1.abstractmethod
     def UpdatePriorities(
