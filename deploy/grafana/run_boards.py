@@ -309,17 +309,6 @@ ACTORS = Board(
                         )
                     ],
                 ),
-                Panel(
-                    "What games count",
-                    "short",
-                    [
-                        Query(
-                            "sum by (stat) (rate(zero_actor_game_stat_sum[$__rate_interval])) / "
-                            "sum by (stat) (rate(zero_actor_game_stat_count[$__rate_interval]))",
-                            "{{stat}}",
-                        )
-                    ],
-                ),
                 Panel("Inserts in flight", "none", [Query("sum(zero_actor_inserts_in_flight)", "trajectories")]),
                 Panel(
                     "Weights in play",
