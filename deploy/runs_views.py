@@ -198,7 +198,9 @@ def _setting(config: Mapping[str, Any], path: str) -> Any:
 def _text(value: Any) -> str:
     if value is None:
         return "–"
-    return f"{value:,.3f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:,.3f}".rstrip("0").rstrip(".") if abs(value) >= 1 else f"{value:.3g}"
 
 
 def _ago(then: datetime) -> str:
