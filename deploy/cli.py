@@ -34,6 +34,7 @@ from deploy.run_context import DEFAULT_APPLICATION, DEFAULT_ROOT, RunContext
 from deploy.run_folder import locked, open_or_create_run_folder
 from deploy.run_records import RunState
 from deploy.runs_commands import runs, stop
+from deploy.serve_command import serve_agent
 from deploy.statistics_commands import statistics
 from replay_server.command import (
     Insecure,
@@ -284,6 +285,7 @@ def train(  # noqa: PLR0913, PLR0917 - one parameter per option, as typer wants 
 
 
 app.command("replay-server")(serve)
+app.command("serve")(serve_agent)
 app.add_typer(replay, name="replay")
 app.add_typer(statistics, name="statistics")
 for command in (play, export, tensorboard, mlflow, ray):
