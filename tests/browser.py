@@ -42,10 +42,10 @@ class Browser:
             "--remote-debugging-pipe",
             "about:blank",
         ]
-        # It reads commands from descriptor 3 and writes answers to descriptor 4.
+        # It reads commands from descriptor 3 and writes answers to descriptor 4. Not every sh takes numbers above 9.
         redirect = f'exec "$@" 3<&{commands_out} 4>&{answers_in}'
         self._process = subprocess.Popen(
-            ["/bin/sh", "-c", redirect, "sh", *arguments],
+            ["bash", "-c", redirect, "bash", *arguments],
             pass_fds=(commands_out, answers_in),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
