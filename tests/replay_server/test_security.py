@@ -244,6 +244,14 @@ def test_a_client_without_a_valid_certificate_is_refused_by_mutual_tls(rotating:
     assert UNREACHABLE not in call_everything(rotating.bound.address, rotating.good).values()
 
 
+def write_at_once(path: Path, text: str) -> None:
+    """Nobody reads a part of it."""
+    beside = path.with_name(f"{path.name}-{next(_numbers)}")
+    beside.write_text(text)
+    beside.chmod(path.stat().st_mode)
+    beside.replace(path)
+
+
 def test_tokens_change_without_a_restart(rotating: Guarded, caplog: pytest.LogCaptureFixture) -> None:
     """A new file is in force soon, a client reads its own again; a damaged one leaves the earlier in force."""
     caplog.set_level(logging.INFO)
@@ -251,24 +259,24 @@ def test_tokens_change_without_a_restart(rotating: Guarded, caplog: pytest.LogCa
     stale = "zero_replay_stale_credentials{kind=tokens}"
     with ReplayClient(rotating.bound.address, credentials=rotating.good) as client:
         client.server_info(timeout=10)
-        security.token_file.write_text(f"actors:{TOKENS[0]}\nactors:{WRONG_TOKEN}\n")
+        write_at_once(security.token_file, f"actors:{TOKENS[0]}\nactors:{WRONG_TOKEN}\n")
         newer = replace(rotating.good, token_file=rotating.token_file(WRONG_TOKEN))
         wait_until(lambda: UNAUTHENTICATED not in call_everything(rotating.bound.address, newer).values())
         client.server_info(timeout=10)
-        rotating.good.token_file.write_text(WRONG_TOKEN)
-        security.token_file.write_text(f"actors:{WRONG_TOKEN}\n")
+        write_at_once(rotating.good.token_file, WRONG_TOKEN)
+        write_at_once(security.token_file, f"actors:{WRONG_TOKEN}\n")
         older = replace(rotating.good, token_file=rotating.token_file(TOKENS[0]))
         wait_until(lambda: set(call_everything(rotating.bound.address, older).values()) == {UNAUTHENTICATED})
         client.server_info(timeout=10)
         for number, damaged in enumerate(("", "actors:short", f"{WRONG_TOKEN}\n"), start=1):
-            security.token_file.write_text(damaged)
+            write_at_once(security.token_file, damaged)
             wait_until(lambda number=number: caplog.text.count("earlier credentials stay in force") == number)
             client.server_info(timeout=10)
             assert scrape(rotating.bound.metrics_address)[stale] == 1
-        rotating.good.token_file.write_text("")
+        write_at_once(rotating.good.token_file, "")
         for _ in range(3):
             client.server_info(timeout=10)
-        security.token_file.write_text(f"actors:{WRONG_TOKEN}\n")
+        write_at_once(security.token_file, f"actors:{WRONG_TOKEN}\n")
         wait_until(lambda: scrape(rotating.bound.metrics_address)[stale] == 0)
     assert caplog.text.count("earlier credentials stay in force") == 4, "one line for each damaged file"
 
