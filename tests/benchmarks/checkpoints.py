@@ -1,6 +1,6 @@
 """Measures what saving costs training: how long it pauses for a checkpoint, and what share of the time that is.
 
-Run: .venv/bin/python tests/benchmarks/checkpoints.py [--set network.channels=128 --set network.blocks=8]
+Run: .venv/bin/python -m tests.benchmarks.checkpoints [--set network.channels=128 --set network.blocks=8]
 """
 
 import argparse
