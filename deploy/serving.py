@@ -1,10 +1,10 @@
 """Serves an agent with Ray Serve: collects the requests of many clients into batches, and changes to newer weights."""
 
-import asyncio
 import logging
 import os
 import shutil
 import time
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from threading import Event
@@ -26,6 +26,7 @@ from deploy.roles import check_experiment
 from deploy.run_folder import RunFolder
 from deploy.run_weights import WeightsWatch, WhichWeights, read_weights
 from deploy.serving_agent import Agent
+from deploy.serving_batches import Gathering
 from deploy.serving_http import AgentHttp, Answer, Asked, Identity
 from deploy.serving_metrics import ServeMetrics
 from zero.config import ExperimentConfig
@@ -79,11 +80,10 @@ class AgentReplica:
         self._http = AgentHttp(
             self._game,
             Identity(record.name, record.run_id, record.experiment, options.weights.value),
-            self._decide,
+            Gathering(self._search, ThreadPoolExecutor(1, thread_name_prefix="decide"), MAX_REQUESTS_PER_BATCH).ask,
             lambda: self._agent.version,
             self._metrics,
         )
-        self._deciding = ThreadPoolExecutor(1, thread_name_prefix="decide")
         self._watching: Future[None] = ThreadPoolExecutor(1, thread_name_prefix="weights-watch").submit(
             self._swap_until, Event(), options.poll_seconds, os.getppid()
         )
@@ -98,15 +98,7 @@ class AgentReplica:
         if self._watching.done():
             self._watching.result()
 
-    async def _decide(self, asked: Asked) -> Answer:
-        return await self._decide_together(asked)
-
-    @serve.batch(max_batch_size=MAX_REQUESTS_PER_BATCH, batch_wait_timeout_s=0.0)
-    async def _decide_together(self, asked: list[Asked]) -> list[Answer]:
-        """While a batch is searched the next one gathers, so that nobody has to wait for a batch to fill."""
-        return await asyncio.get_running_loop().run_in_executor(self._deciding, self._search, asked)
-
-    def _search(self, asked: list[Asked]) -> list[Answer]:
+    def _search(self, asked: Sequence[Asked]) -> list[Answer]:
         agent = self._agent  # the same for all, whatever comes meanwhile
         states = np.concatenate([one.states for one in asked])
         decisions = agent.decide(states, np.concatenate([one.seeds for one in asked]))
