@@ -299,6 +299,7 @@ def run_learner(config: ExperimentConfig, settings: LearnerSettings, stop: Event
     )
     store = CheckpointStore(settings.run_dir / "checkpoints", keep)
     checkpoint = store.newest(config)
+    settings.run_dir.mkdir(parents=True, exist_ok=True)  # the metrics tell how much room its disk has
     metrics = LearnerMetrics(settings.run_dir)
     if checkpoint is not None:
         _restore(learner, settings.state_hooks, checkpoint)

@@ -207,7 +207,7 @@ class PoisonedBuffer(TrajectoryBuffer):
     """Hands out a few batches with NaN, a good one, and then NaN for ever."""
 
     def __init__(self, client: ReplayClient, windows: dict[str, int], stop: Event) -> None:
-        super().__init__(client, TABLE_NAME, SampleSpec(64, windows), prefetch=1, stop=stop)
+        super().__init__(client, TABLE_NAME, SampleSpec(64, windows), prefetch=1, stop=stop, state=StreamState(0))
         self.handed_out = 0
 
     def get_data(self) -> SequenceBatch:
@@ -236,9 +236,12 @@ def test_a_batch_without_a_finite_loss_is_left_out_and_counted(
         wait_until(lambda: client.server_info().tables[TABLE_NAME].inserted_steps >= 200)
         with (
             closing(PoisonedBuffer(client, learner.windows() | SEARCH_WINDOWS, stop)) as buffer,
-            pytest.raises(FloatingPointError, match="training step 1"),
+            closing(CheckpointSaver(store, CONFIG, metrics)) as saver,
         ):
-            LearnerLoop(CONFIG, learner, DataUser(buffer), publisher, store, metrics).run(stop)
+            saving = Saving(learner.checkpoint, CursorSource(client, TABLE_NAME, buffer), {}, saver, 60.0, metrics)
+            loop = LearnerLoop(CONFIG, learner, DataUser(buffer), publisher, saving, metrics)
+            with pytest.raises(FloatingPointError, match="training step 1"):
+                loop.run(stop)
     assert learner.training_step == 1
     assert buffer.handed_out == 2 + 1 + MAX_NONFINITE_STEPS
     assert metrics.registry.get_sample_value("zero_learner_nonfinite_steps_total") == 2 + MAX_NONFINITE_STEPS

@@ -46,13 +46,15 @@ class ValueSupport(nn.Module):
     def two_hot(self, values: Tensor) -> Tensor:
         """Distributions [B, support_size] whose expectation is the transformed value; clamped to the support.
 
+        What is not a number has no number in its distribution.
+
         Args:
             values: float32 [B], in real scale.
         """
         span = self._maximum - self._minimum
         position = (self.transform(values).clamp(self._minimum, self._maximum) - self._minimum) * (self._last / span)
         # An exact top atom must not index beyond the support, so the lower neighbour is at most the last but one.
-        lower = position.floor().clamp(max=self._last - 1)
+        lower = position.floor().clamp(max=self._last - 1).nan_to_num(0)
         upper_share = (position - lower).unsqueeze(-1)
         index = lower.long().unsqueeze(-1)
         distribution = torch.zeros(*values.shape, self._last + 1, device=values.device)

@@ -56,3 +56,11 @@ def test_two_hot_sums_to_one_over_many_values() -> None:
 def test_default_support_covers_a_return_of_three_hundred() -> None:
     """The default atoms reach beyond h(300)."""
     assert value_transform(torch.tensor([300.0])).item() < SUPPORT.atoms[-1].item()
+
+
+def test_two_hot_of_what_is_no_number_has_no_number_and_leaves_others_alone() -> None:
+    """A broken target shows in the loss, which is then not learned; it must not end the process another way."""
+    support = ValueSupport(NetworkConfig())
+    mixed = support.two_hot(torch.tensor([float("nan"), 2.0]))
+    assert mixed[0].isnan().any()
+    assert torch.equal(mixed[1], support.two_hot(torch.tensor([2.0]))[0])
