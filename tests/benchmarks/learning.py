@@ -15,7 +15,7 @@ from deploy.evaluate import Measurement, evaluate_run
 
 ROOT = Path(__file__).parents[2]
 EARLY_SECONDS = 60.0
-TARGETS = "targets after 5 minutes: self-play at 60 s >= 10, search >= 35, search / policy >= 1.4"
+TARGETS = "targets after 5 minutes: self-play at 60 s >= 10, search >= 45, search / policy >= 1.4"
 
 
 def train(run_dir: Path, seed: int, minutes: float, overrides: list[str]) -> None:
