@@ -15,8 +15,10 @@ LAST = 5
 LIKELY = 0.75
 """The probability of code 0."""
 
+_NUMBER = np.uint64(0xFF)
 _OVER = np.uint64(1 << 8)
 _PENDING = np.uint64(1 << 9)
+_SECOND_MOVES = np.uint64(1 << 10)
 
 
 def following(number: int, action: int, code: int) -> int:
@@ -31,19 +33,27 @@ class Ring(Game):
         is_random: chance has a say.
         ends: action 0 ends the game at the number LAST.
         pays_after_chance: the reward is that of the outcome, not of the action.
+        num_players: 2 take turns, and what a number is worth to one of them it costs the other; without chance.
     """
 
     name = "ring"
     num_actions = max_legal_actions = 2
-    num_players = 1
     state_size = 1
     observation_spec = ColumnSpec("observation", "uint64", (1,))
     planes_shape = (SIZE, 1, 1)
     num_features = 0
 
-    def __init__(self, *, is_random: bool = False, ends: bool = False, pays_after_chance: bool = True) -> None:
+    def __init__(
+        self, *, is_random: bool = False, ends: bool = False, pays_after_chance: bool = True, num_players: int = 1
+    ) -> None:
         self._is_random, self._ends, self._pays_after_chance = is_random, ends, pays_after_chance
         self.chance_size = int(is_random)
+        self.num_players = num_players
+
+    @property
+    def signed_discount(self) -> float:
+        """From the value after a step to the value before it."""
+        return DISCOUNT if self.num_players == 1 else -DISCOUNT
 
     @property
     def chance_code_sizes(self) -> tuple[int, ...]:
@@ -64,23 +74,24 @@ class Ring(Game):
         for row, (state, action) in enumerate(zip(states[:, 0], actions.tolist(), strict=True)):
             if state & (_OVER | _PENDING):
                 continue
-            number = int(state)
+            number = int(state & _NUMBER)
             if self._ends and number == LAST and action == 0:
                 after[row], rewards[row] = _OVER | state, VALUES[number]
                 continue
-            after[row] = following(number, action, 0)
+            turn = (state & _SECOND_MOVES) ^ (_SECOND_MOVES if self.num_players == 2 else np.uint64(0))
+            after[row] = np.uint64(following(number, action, 0)) | turn
             if self._is_random and action == 1:
                 after[row] |= _PENDING
                 if self._pays_after_chance:
                     continue
-            rewards[row] = VALUES[number] - DISCOUNT * VALUES[following(number, action, 0)]
+            rewards[row] = VALUES[number] - self.signed_discount * VALUES[following(number, action, 0)]
         return self._transition(after, rewards)
 
     def resolve(self, states: States, outcomes: NDArray[np.int64]) -> Transition:
         """See Game."""
         after, rewards = states.copy(), np.zeros(len(states), np.float32)
         for row in np.flatnonzero(states[:, 0] & _PENDING):
-            likely = int(states[row, 0] & np.uint64(0xFF))
+            likely = int(states[row, 0] & _NUMBER)
             number = (likely + 3 * int(outcomes[row, 0])) % SIZE
             after[row] = number
             if self._pays_after_chance:
@@ -103,7 +114,7 @@ class Ring(Game):
 
     def to_play(self, states: States) -> NDArray[np.int8]:
         """See Game."""
-        return np.zeros(len(states), np.int8)
+        return ((states[:, 0] & _SECOND_MOVES) != 0).astype(np.int8)
 
     def observation(self, states: States) -> NDArray[np.generic]:
         """See Game."""
@@ -115,7 +126,7 @@ class Ring(Game):
 
     def encode(self, observations: NDArray[np.generic]) -> NDArray[np.float32]:
         """See Game."""
-        numbers = (observations[:, 0] & np.uint64(0xFF)).astype(np.int64)
+        numbers = (observations[:, 0] & _NUMBER).astype(np.int64)
         return np.eye(SIZE, dtype=np.float32)[numbers]
 
     def render_ascii(self, states: States, index: int = 0) -> str:

@@ -63,14 +63,14 @@ def walks(game: Ring, count: int, length: int, rng: np.random.Generator) -> dict
         actions = rng.integers(0, 2, count)
         applied, outcomes = game.apply(states, actions), game.draw_chance(rng, count)
         stepped = game.settle(applied, outcomes)
-        numbers = np.where(running, states[:, 0], 0).astype(np.int64)
+        numbers = np.where(running, states[:, 0] & np.uint64(0xFF), 0).astype(np.int64)
         codes = np.where(applied.chance_pending[:, None], game.chance_codes(applied.states, outcomes), NO_CODE)
         preferred = np.array([favourite(number) for number in numbers])[:, None] == np.arange(2)
         row = {
             "observation": states,
             "action": actions,
             "reward": stepped.rewards,
-            "discount": np.where(stepped.terminated, 0, 1),
+            "discount": np.where(stepped.terminated, 0, 1 if game.num_players == 1 else -1),
             "search_policy": np.where(preferred, 0.9, 0.1),
             "search_value": VALUES[numbers],
             "chance_code": codes if game.chance_size else np.zeros((count, 1)),
@@ -127,17 +127,24 @@ def assert_foreseen(model: InferenceModel, latents: np.ndarray, number: int | No
 
 def test_the_ring_is_a_game() -> None:
     """What the model is trained on keeps the contract."""
-    for game in (Ring(), Ring(is_random=True), Ring(is_random=True, ends=True, pays_after_chance=False)):
+    for game in (
+        Ring(),
+        Ring(is_random=True),
+        Ring(is_random=True, ends=True, pays_after_chance=False),
+        Ring(ends=True, num_players=2),
+    ):
         check_game(game, max_moves=20)
 
 
-def test_a_model_of_known_dynamics_becomes_exact() -> None:
+@pytest.mark.parametrize("num_players", [1, 2])
+def test_a_model_of_known_dynamics_becomes_exact(num_players: int) -> None:
     """After every sequence of actions from every number: the reward of the last one, and value and policy where it led.
 
     Returns are the same whatever is played, so a target that takes reward, value, policy or action from a neighbouring
-    step contradicts the rest, and nothing could be exact. After the end of the game everything is 0.
+    step, or a value with the sign of the other player, contradicts the rest, and nothing could be exact. After the end
+    of the game everything is 0.
     """
-    game = Ring(ends=True)
+    game = Ring(ends=True, num_players=num_players)
     model = learned(game, 260)
     for start in range(SIZE):
         for actions in product(range(2), repeat=UNROLL_STEPS):
@@ -148,7 +155,7 @@ def test_a_model_of_known_dynamics_becomes_exact() -> None:
                 if number is not None:
                     over = number == LAST and action == 0
                     led = None if over else following(number, action, 0)
-                    reward = VALUES[number] - (0 if led is None else DISCOUNT * VALUES[led])
+                    reward = VALUES[number] - (0 if led is None else game.signed_discount * VALUES[led])
                     number = led
                 latents, rewards = model.foresee(latents, np.array([action]))
                 assert rewards[0] == pytest.approx(reward, abs=0.08)
