@@ -7,6 +7,7 @@ from zero.jit import njit
 from zero.search.randomness import uniform
 
 _BLOCK = 32
+"""Actions that are passed over at once where the drawn one is not among them."""
 
 
 @njit
