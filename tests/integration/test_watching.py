@@ -25,6 +25,7 @@ from tests.certificates import Authority
 from tests.deploy.test_dashboards import DASHBOARDS
 from tests.integration.processes import SMALL, Command, free_port, wait_until
 from tests.integration.prometheus import Prometheus
+from tests.replay_server.killable import suspend
 from tests.replay_server.played import played, table_config
 
 pytestmark = [
@@ -206,7 +207,7 @@ def fire_alerts(stack: ExitStack, prometheus: Prometheus, run: Command, guarded:
     guarded.tokens.write_text("no token\n")
     guarded.fill_memory()
     (learner,) = run.pids_of("learner")
-    os.kill(learner, signal.SIGSTOP)
+    suspend(learner)
     try:
         with misbehaving(client):
             expect(
@@ -221,8 +222,11 @@ def fire_alerts(stack: ExitStack, prometheus: Prometheus, run: Command, guarded:
     for _ in range(4):
         started = prometheus.values('process_start_time_seconds{job="guarded"}')
         guarded.restart()
+        # None at all while it is down: the next kill must not come before its successor was seen.
         wait_until(
-            lambda started=started: prometheus.values('process_start_time_seconds{job="guarded"}') != started,
+            lambda started=started: (
+                (now := prometheus.values('process_start_time_seconds{job="guarded"}')) and now != started
+            ),
             "the scrape of a new process",
         )
     expect(prometheus, "ZeroKeepsRestarting")

@@ -20,6 +20,7 @@ from replay_server.server import ReplayServer, ReplayServerError, ReplayServerSe
 from replay_server.table import Table, memory_of
 from tests.replay_server.held import all_steps, trajectories, until
 from tests.replay_server.held_writes import held_writes
+from tests.replay_server.killable import suspend
 from tests.replay_server.played import played, table_config
 from zero.tables import Durability, RateLimiterConfig
 from zero.trajectories import ColumnSpec, PriorityUpdates, TrajectoryFilter
@@ -83,7 +84,7 @@ def test_an_end_whose_write_is_in_doubt_is_written_later(
         client.insert("games", [played(0), played(1)])
         client.insert("games", [played(2)])
         pid = int((settings.data_dir / "redis" / "redis.pid").read_text())
-        os.kill(pid, signal.SIGSTOP)
+        suspend(pid)
         try:
             with pytest.raises(ReplayTimeout):
                 end(client)

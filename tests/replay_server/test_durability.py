@@ -28,6 +28,7 @@ from replay_server.write_chain import Command, NotLastWrite, WriteChain, WriteIn
 from tests.ledger import Ledger, check_that_nothing_is_lost
 from tests.replay_server.held import trajectories, until
 from tests.replay_server.held_writes import held_writes
+from tests.replay_server.killable import suspend
 from tests.replay_server.played import played, table_config
 from zero.tables import Durability
 from zero.trajectories import PriorityUpdates, SequenceBatch, TrajectoryFilter
@@ -71,7 +72,7 @@ def test_while_redis_hangs_nothing_is_acknowledged_and_samples_go_on(
 ) -> None:
     """What was under way when Redis stopped is settled afterwards: stored exactly once, whoever sends it again."""
     pid = redis_pid(settings)
-    os.kill(pid, signal.SIGSTOP)
+    suspend(pid)
     try:
         for number in (1, 2):
             with pytest.raises(ReplayTimeout):
@@ -438,7 +439,7 @@ def test_a_redis_left_by_a_killed_server_is_ended_before_the_next_one_starts(tmp
         client.create_table(table_config())
         client.insert("games", [played(1)])
         first = redis_pid(settings)
-        os.kill(first, signal.SIGSTOP)  # it cannot react to the death of its owner
+        suspend(first)  # it cannot react to the death of its owner
         process.kill()
         process.wait()
     try:

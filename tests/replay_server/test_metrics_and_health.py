@@ -32,6 +32,7 @@ from replay_server.server import (
     run_replay_server,
 )
 from tests.replay_server.held import until
+from tests.replay_server.killable import suspend
 from tests.replay_server.messages import scrape
 from tests.replay_server.played import played, table_config
 from zero.tables import RateLimiterConfig, TableConfig
@@ -302,7 +303,7 @@ def test_without_redis_inserts_are_not_served_and_everything_else_is(settings: R
         serving, not_serving = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
         assert health("zero.v1.ReplayService.Insert") == serving
         redis = int((settings.data_dir / "redis" / "redis.pid").read_text())
-        os.kill(redis, signal.SIGSTOP)
+        suspend(redis)
         try:
             with pytest.raises(ReplayTimeout):
                 client.insert("games", [played(2)], timeout=1.5)

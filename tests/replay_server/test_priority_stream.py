@@ -12,7 +12,7 @@ import pytest
 
 from replay_server.answers import ReplayError, UpdateResult
 from replay_server.client import ReplayClient
-from tests.replay_server.killable import killable_server
+from tests.replay_server.killable import killable_server, suspend
 from tests.replay_server.played import played, table_config
 from tests.roles import wait_until
 from zero.tables import TableConfig
@@ -125,7 +125,7 @@ def test_closing_waits_for_no_server_that_hangs(tmp_path: Path) -> None:
         config = table_config(selector="prioritized")
         client.create_table(config)
         keys = filled(client, config.name)
-        os.kill(server.pid, signal.SIGSTOP)
+        suspend(server.pid)
         try:
             started = time.monotonic()
             with pytest.raises(KeyboardInterrupt), client.priority_stream(config.name) as stream:  # noqa: PT012

@@ -15,6 +15,7 @@ from replay_server.answers import ReplayTimeout
 from replay_server.client import ReplayClient
 from replay_server.server import BoundAddresses, ReplayServer, ReplayServerSettings
 from tests.replay_server.held import until
+from tests.replay_server.killable import suspend
 from tests.replay_server.messages import (
     SERVICE,
     converse,
@@ -133,7 +134,7 @@ def test_inserts_of_a_stream_share_commits(settings: ReplayServerSettings) -> No
         redis = int((settings.data_dir / "redis" / "redis.pid").read_text())
         with grpc.insecure_channel(bound.address) as channel:
             stream = Conversation(channel, "InsertStream")
-            os.kill(redis, signal.SIGSTOP)
+            suspend(redis)
             try:
                 for request in requests:
                     stream.send(request)
@@ -224,7 +225,7 @@ def test_what_was_let_in_is_stored_although_the_stream_breaks_off(settings: Repl
         requests = [streamed_insert("games", played(number)) for number in range(6)]
         with grpc.insecure_channel(bound.address) as channel:
             stream = Conversation(channel, "InsertStream")
-            os.kill(redis, signal.SIGSTOP)
+            suspend(redis)
             try:
                 for request in requests:
                     stream.send(request)
