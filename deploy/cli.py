@@ -12,13 +12,15 @@ from rich.console import Console
 
 # What brings torch, Ray or numba is imported by the commands that need it: `zero --help` must not wait for them.
 from deploy.errors import BAD_INPUT, DeployError
-from deploy.experiment_files import built_in_names, config_to_toml, load_experiment
+from deploy.experiment_files import config_to_toml, load_experiment
 from deploy.interrupts import INTERRUPTED, run_until_interrupted
 from deploy.launchers import mlflow, ray, tensorboard
 from deploy.options import (
     Application,
     ClientTokenFile,
+    Experiment,
     MlflowUri,
+    Overrides,
     PlaintextToken,
     ReplayAddress,
     Root,
@@ -26,6 +28,7 @@ from deploy.options import (
     StatisticsFile,
     TlsCa,
 )
+from deploy.profile_commands import profile
 from deploy.replay_commands import replay
 from deploy.resume import RunRequest, choose_run
 from deploy.roles import Assignment, Role, check_experiment, run_role
@@ -101,25 +104,6 @@ def _host_for_others(value: str) -> str:
     return value
 
 
-Experiment = Annotated[
-    str,
-    typer.Option(
-        "--experiment",
-        "-e",
-        envvar="ZERO_EXPERIMENT",
-        metavar="NAME|PATH",
-        help=f"A built-in experiment ({', '.join(built_in_names())}) or a TOML file.",
-    ),
-]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        "-s",
-        metavar="KEY=VALUE",
-        help="Another value of the config, for example search.num_simulations=64; repeatable.",
-    ),
-]
 Host = Annotated[
     str,
     typer.Option(envvar="ZERO_HOST", callback=_host_for_others, help="Interface to serve on; others must reach it."),
@@ -292,7 +276,6 @@ for command in (play, export, tensorboard, mlflow, ray):
     app.command()(command)
 app.add_typer(runs, name="runs")
 app.command("stop")(stop)
-profile = typer.Typer(no_args_is_help=True, help="Say where the time of a role goes.")
 app.add_typer(profile, name="profile")
 
 
@@ -514,31 +497,6 @@ def check_config(experiment: Experiment = "triangle", overrides: Overrides = Non
     _check(found)
     network = f"{found.network.blocks} blocks of {found.network.channels} channels"
     typer.echo(f"{found.name} can be trained: {found.game.name}, {network}")
-
-
-@profile.callback()
-def _profile() -> None:
-    """Keeps `actor` a command of its own while there is no other."""
-
-
-@profile.command("actor")
-def profile_actor(
-    experiment: Experiment = "triangle",
-    overrides: Overrides = None,
-    seconds: Annotated[float, typer.Option(min=0.1, max=3600, help="How long to play, after a warm-up.")] = 5.0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
-) -> None:
-    """Play for some seconds in this process and print what share of the time every part of self-play takes.
-
-    Rates are per second of the clock and of the processor; on a busy machine the second says what this one can do.
-
-    Example: `zero profile actor --seconds 3 --set network.channels=64 --set network.blocks=4`
-    """
-    config = load_experiment(experiment, overrides or [])
-    check_experiment(config)
-    from deploy.profile_actor import print_profile  # noqa: PLC0415 - imports torch
-
-    print_profile(config, seconds, Console(), as_json=as_json)
 
 
 def program_as_typed(argv0: str) -> str:

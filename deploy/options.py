@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from deploy.experiment_files import built_in_names
 from replay_server.command import absolute
 from replay_server.ports import DEFAULT_ADDRESS
 
@@ -16,6 +17,25 @@ def _host_and_port(value: str) -> str:
     return value
 
 
+Experiment = Annotated[
+    str,
+    typer.Option(
+        "--experiment",
+        "-e",
+        envvar="ZERO_EXPERIMENT",
+        metavar="NAME|PATH",
+        help=f"A built-in experiment ({', '.join(built_in_names())}) or a TOML file.",
+    ),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        "-s",
+        metavar="KEY=VALUE",
+        help="Another value of the config, for example search.num_simulations=64; repeatable.",
+    ),
+]
 ReplayAddress = Annotated[
     str,
     typer.Option(

@@ -259,6 +259,19 @@ class RunFolder:
         manifest = Manifest(run_id=self.run_id(), written_at=datetime.now(UTC), files=self.files())
         manifest.write(self.manifest_file)
 
+    def list_in_manifest(self, path: Path) -> None:
+        """Note a file that was added after the last session; the end of a session notes all there are.
+
+        Raises:
+            DeployError: the manifest is damaged, or the folder cannot be written.
+        """
+        try:
+            manifest = Manifest.read(self.manifest_file)
+        except FileNotFoundError:
+            return
+        files = {**manifest.files, path.relative_to(self.path).as_posix(): hash_file(path)}
+        manifest.model_copy(update={"files": files}).write(self.manifest_file)
+
     def differences_from_manifest(self) -> list[str]:
         """What is not as the last session left it, one line per file.
 

@@ -117,21 +117,42 @@ class Learner:
         Raises:
             FloatingPointError: the loss or its gradient is not finite; the weights are as they were.
         """
-        config = self._config.learner
-        for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate(config, self.training_step)
+        loss = self.loss(batch)
+        norm = self.differentiate(loss)
+        self.update()
+        return loss, norm
+
+    def loss(self, batch: TrainingBatch) -> Loss:
+        """What the network is wrong by.
+
+        Raises:
+            FloatingPointError: it is not finite.
+        """
         output = self.network.unroll(batch.encoded, batch.actions, batch.chance_codes)
-        loss = compute_loss(output, batch, self.network.support, config, self._later_latents(batch))
+        loss = compute_loss(output, batch, self.network.support, self._config.learner, self._later_latents(batch))
         if not torch.isfinite(loss.total):
             raise FloatingPointError(f"the loss of training step {self.training_step} is {float(loss.total.detach())}")
+        return loss
+
+    def differentiate(self, loss: Loss) -> Tensor:
+        """Leave the clipped gradient of a loss with the weights; returns its norm before clipping.
+
+        Raises:
+            FloatingPointError: it is not finite.
+        """
         self._optimizer.zero_grad(set_to_none=True)
         loss.total.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), config.max_grad_norm)
+        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self._config.learner.max_grad_norm)
         if not torch.isfinite(norm):
             raise FloatingPointError(f"the gradient of training step {self.training_step} is not finite")
+        return norm
+
+    def update(self) -> None:
+        """Change the weights by their gradient: one training step."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate(self._config.learner, self.training_step)
         self._optimizer.step()
         self.training_step += 1
-        return loss, norm
 
     @torch.no_grad()
     def _later_latents(self, batch: TrainingBatch) -> Tensor | None:
