@@ -14,9 +14,11 @@ from rich.console import Console
 from deploy.errors import BAD_INPUT, DeployError
 from deploy.experiment_files import config_to_toml, load_experiment
 from deploy.interrupts import INTERRUPTED, run_until_interrupted
+from deploy.json_text import json_text
 from deploy.launchers import mlflow, ray, tensorboard
 from deploy.options import (
     Application,
+    AsJson,
     ClientTokenFile,
     Experiment,
     MlflowUri,
@@ -27,10 +29,11 @@ from deploy.options import (
     SinkNames,
     StatisticsFile,
     TlsCa,
+    complete_run,
 )
 from deploy.profile_commands import profile
 from deploy.replay_commands import replay
-from deploy.resume import RunRequest, choose_run
+from deploy.resume import RunRequest, choose_run, find_run
 from deploy.roles import Assignment, Role, check_experiment, run_role
 from deploy.run_commands import export, play
 from deploy.run_context import DEFAULT_APPLICATION, DEFAULT_ROOT, RunContext
@@ -149,6 +152,7 @@ def train(  # noqa: PLR0913, PLR0917 - one parameter per option, as typer wants 
         str | None,
         typer.Option(
             metavar="RUN|CHECKPOINT|latest",
+            autocompletion=complete_run,
             help="Go on with a run, by folder or name, from its newest checkpoint or a given one; `latest` is the run "
             "in ROOT that was used last.",
         ),
@@ -396,9 +400,15 @@ def reanalyser(  # noqa: PLR0913, PLR0917 - one parameter per option, as typer w
 def evaluate(  # noqa: PLR0913, PLR0917 - one parameter per option, as typer wants it
     context: typer.Context,
     measured: Annotated[
-        Path | None, typer.Argument(metavar="[RUN]", help="Measure the run in this folder once, and end.")
+        str | None,
+        typer.Argument(
+            metavar="[RUN]",
+            help="Measure this run once, and end: its folder, its name in ROOT, or `latest`.",
+            autocompletion=complete_run,
+        ),
     ] = None,
-    run: Annotated[Path | None, typer.Option(metavar="DIR", help="The same as RUN.")] = None,
+    run: Annotated[str | None, typer.Option(metavar="RUN", help="The same as RUN.")] = None,
+    root: Root = DEFAULT_ROOT,
     weights: Annotated[
         str,
         typer.Option(
@@ -421,6 +431,7 @@ def evaluate(  # noqa: PLR0913, PLR0917 - one parameter per option, as typer wan
         list[int] | None,
         typer.Option(min=1, metavar="N", help="Search with so many simulations per move too; repeatable."),
     ] = None,
+    as_json: AsJson = False,
     experiment: Experiment = "triangle",
     overrides: Overrides = None,
     run_dir: RunDir = MANUAL_RUN,
@@ -446,6 +457,7 @@ def evaluate(  # noqa: PLR0913, PLR0917 - one parameter per option, as typer wan
         raise DeployError("give the run once, as RUN or as --run", BAD_INPUT)
     run = run or measured
     if run is not None:
+        folder = find_run(run, root)
         from deploy.evaluate import Measurement, evaluate_run  # noqa: PLC0415 - imports torch
         from deploy.run_weights import WhichWeights  # noqa: PLC0415
 
@@ -453,10 +465,11 @@ def evaluate(  # noqa: PLR0913, PLR0917 - one parameter per option, as typer wan
             "--run: a run is measured by the config it has", {"--experiment": _is_given(context, "experiment")}
         )
         measurement = Measurement(games, baselines, simulations or (), WhichWeights(weights))
-        evaluate_run(run, overrides or [], measurement, Console())
+        evaluate_run(folder.path, overrides or [], measurement, Console(), as_json=as_json)
         return
     _refuse_beside(
-        "the evaluator, which measures new weights: give --run", {"--weights": _is_given(context, "weights")}
+        "the evaluator, which measures new weights: give --run",
+        {"--weights": _is_given(context, "weights"), "--json": as_json},
     )
     config = load_experiment(experiment, overrides or [])
     assignment = Assignment(
@@ -477,24 +490,27 @@ app.add_typer(config_commands, name="config")
 
 
 @config_commands.command("show")
-def show_config(experiment: Experiment = "triangle", overrides: Overrides = None) -> None:
+def show_config(experiment: Experiment = "triangle", overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Print the effective config of an experiment as TOML, every value of it.
 
     Example: `zero config show --experiment tic_tac_toe --set learner.batch_size=128 > mine.toml`
     """
     found = load_experiment(experiment, overrides or [])
     _check(found)
-    typer.echo(config_to_toml(found), nl=False)
+    typer.echo(json_text(found) if as_json else config_to_toml(found), nl=as_json)
 
 
 @config_commands.command("check")
-def check_config(experiment: Experiment = "triangle", overrides: Overrides = None) -> None:
+def check_config(experiment: Experiment = "triangle", overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Build what an experiment names, its game and its table, and say whether it can be trained.
 
     Example: `zero config check --experiment mine.toml`
     """
     found = load_experiment(experiment, overrides or [])
     _check(found)
+    if as_json:
+        typer.echo(json_text({"experiment": found.name, "game": found.game.name, "problems": []}))
+        return
     network = f"{found.network.blocks} blocks of {found.network.channels} channels"
     typer.echo(f"{found.name} can be trained: {found.game.name}, {network}")
 
@@ -549,6 +565,8 @@ def main() -> None:
     except typer.TyperException as error:
         text = as_one_line(error)
         exit_code = error.exit_code
+    except typer.Abort:  # Ctrl-C where a question was asked
+        text, exit_code = "interrupted", INTERRUPTED
     except DeployError as error:
         text = str(error)
         exit_code = error.exit_code

@@ -1,8 +1,9 @@
 """Measures a run once, by its newest or its best weights, and prints what came of it."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
@@ -12,6 +13,7 @@ from actors.contests import POLICY, SEARCH, Contest, Evaluation, EvaluationRepor
 from actors.evaluation import EvaluationScore
 from actors.evaluator import evaluate_weights
 from deploy.errors import BAD_INPUT, DeployError
+from deploy.json_text import json_text
 from deploy.roles import check_experiment
 from deploy.run_folder import RunFolder
 from deploy.run_weights import WhichWeights, read_weights
@@ -49,7 +51,7 @@ class Measurement:
 
 
 def evaluate_run(
-    run_dir: Path, overrides: Sequence[str], measurement: Measurement, console: Console
+    run_dir: Path, overrides: Sequence[str], measurement: Measurement, console: Console, *, as_json: bool = False
 ) -> Mapping[str, EvaluationScore]:
     """Play fixed seeds with every player, or for each pair of a game for two; prints tables.
 
@@ -58,6 +60,7 @@ def evaluate_run(
         overrides: `section.key=value`, of the run's config.
         measurement: of what.
         console: where to print.
+        as_json: print one JSON object instead of tables.
 
     Returns:
         The scores, by player.
@@ -73,6 +76,18 @@ def evaluate_run(
         evaluation = Evaluation(config, measurement.num_games, measurement.baselines, measurement.simulations)
     except GameError as error:
         raise DeployError(str(error), BAD_INPUT) from error
+    if as_json:
+        report = _measure(evaluation, found.payload, measurement.num_games, Console(quiet=True))
+        facts = {
+            "run": str(folder.path),
+            "experiment": config.name,
+            "training_step": found.training_step,
+            "weights": measurement.weights,
+            "games": measurement.num_games,
+            "simulations": config.search.num_simulations,
+        }
+        console.print(json_text(facts | _results(report)), markup=False, highlight=False, soft_wrap=True)
+        return report.scores
     console.print(
         f"==> Evaluating {config.name} at training step {found.training_step:,} ({measurement.weights}) "
         f"on {measurement.num_games} fixed seeds, {config.search.num_simulations} simulations per move",
@@ -85,6 +100,16 @@ def evaluate_run(
     else:
         console.print(_scores_table(report))
     return report.scores
+
+
+def _results(report: EvaluationReport) -> dict[str, Any]:
+    """As JSON data; contests of a game for one player would say its scores again."""
+    contests = [
+        {"player": contest.player, "opponent": contest.opponent} | asdict(score)
+        for contest, score in report.contests.items()
+        if contest.opponent is not None
+    ]
+    return {"scores": report.scores, "contests": contests, "ratings": report.ratings}
 
 
 def _measure(evaluation: Evaluation, payload: bytes, num_games: int, console: Console) -> EvaluationReport:

@@ -1,5 +1,6 @@
 """Experiment files: finds them by name or path, reads them, and writes the effective config."""
 
+import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -50,6 +51,10 @@ def read_config(path: Path, overrides: Sequence[str], what: str, remedy: str) ->
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "is not UTF-8 text"
         raise DeployError(f"{what}: {reason}; {remedy}", BAD_INPUT) from None
+    try:
+        tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise DeployError(f"{what} is no TOML: {error}", BAD_INPUT) from None
     try:
         return parse_config(text, list(overrides))
     except ConfigError as error:

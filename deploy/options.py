@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from deploy.experiment_files import built_in_names
+from deploy.run_context import DEFAULT_ROOT
 from replay_server.command import absolute
 from replay_server.ports import DEFAULT_ADDRESS
 
@@ -17,6 +18,17 @@ def _host_and_port(value: str) -> str:
     return value
 
 
+def complete_run(context: typer.Context, incomplete: str) -> list[str]:
+    """Names of the runs in ROOT that begin so, for a shell."""
+    root = Path(context.params.get("root") or DEFAULT_ROOT)
+    return sorted(path.parent.name for path in root.glob(f"{incomplete}*/config.toml"))
+
+
+def complete_experiment(incomplete: str) -> list[str]:
+    """Names of built-in experiments that begin so, for a shell."""
+    return [name for name in built_in_names() if name.startswith(incomplete)]
+
+
 Experiment = Annotated[
     str,
     typer.Option(
@@ -24,6 +36,7 @@ Experiment = Annotated[
         "-e",
         envvar="ZERO_EXPERIMENT",
         metavar="NAME|PATH",
+        autocompletion=complete_experiment,
         help=f"A built-in experiment ({', '.join(built_in_names())}) or a TOML file.",
     ),
 ]
@@ -36,6 +49,11 @@ Overrides = Annotated[
         help="Another value of the config, for example search.num_simulations=64; repeatable.",
     ),
 ]
+RunName = Annotated[
+    str,
+    typer.Argument(metavar="RUN", help="A run's folder, its name in ROOT, or `latest`.", autocompletion=complete_run),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 ReplayAddress = Annotated[
     str,
     typer.Option(

@@ -1,6 +1,5 @@
 """`zero profile`: says where the time of a role goes on this machine."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -12,7 +11,8 @@ from rich.table import Table
 
 from deploy.errors import BAD_INPUT, DeployError
 from deploy.experiment_files import load_experiment
-from deploy.options import Experiment, Overrides, Root
+from deploy.json_text import json_text
+from deploy.options import AsJson, Experiment, Overrides, Root, complete_run
 from deploy.resume import find_run
 from deploy.roles import check_experiment
 from deploy.run_context import DEFAULT_ROOT
@@ -22,11 +22,11 @@ from zero.config import ExperimentConfig
 profile = typer.Typer(no_args_is_help=True, help="Say where the time of a role goes.")
 
 Seconds = Annotated[float, typer.Option(min=0.1, max=3600, help="How long to measure, after a warm-up.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Run = Annotated[
     str | None,
     typer.Option(
         metavar="RUN",
+        autocompletion=complete_run,
         help="Take the config of this run, by its folder, its name in ROOT, or `latest`, and keep the profile in its "
         "folder `profiles`.",
     ),
@@ -109,7 +109,7 @@ def _show(
 
     path = None if folder is None else save_profile(folder, role, dict(measured))
     if as_json:
-        typer.echo(json.dumps(measured))
+        typer.echo(json_text(measured))
         return
     console = Console()
     console.print(table)

@@ -1,7 +1,6 @@
 """The commands of `zero replay`, which look into a running replay server and look after it."""
 
 import inspect
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Concatenate, NamedTuple, ParamSpec, cast
@@ -9,8 +8,9 @@ from typing import Annotated, Any, Concatenate, NamedTuple, ParamSpec, cast
 import typer
 from rich.console import Console
 
-from deploy.errors import BAD_INPUT, FAILED, DeployError
-from deploy.options import ClientTokenFile, PlaintextToken, ReplayAddress, TlsCa
+from deploy.confirmation import Yes, confirm_deletion
+from deploy.errors import BAD_INPUT, DeployError
+from deploy.options import AsJson, ClientTokenFile, PlaintextToken, ReplayAddress, TlsCa
 from replay_server.command import TlsCertificate, TlsKey
 from replay_server.credentials import Credentials
 from replay_server.ports import DEFAULT_ADDRESS
@@ -76,27 +76,26 @@ def _operations(server: Server):
 
 
 TableName = Annotated[str, typer.Argument(metavar="TABLE", help="The table's name.")]
-Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
 
 @_command("info")
-def info(server: Server) -> None:
+def info(server: Server, as_json: AsJson = False) -> None:
     """Show tables and their sizes, why calls wait, durability, recovery.
 
     Example: `zero replay info --replay-address 127.0.0.1:8470`
     """
     with _operations(server) as operations:
-        operations.info()
+        operations.info(as_json=as_json)
 
 
 @_command("tables")
-def tables(server: Server) -> None:
+def tables(server: Server, as_json: AsJson = False) -> None:
     """Show what the tables are: columns, strategies, limits.
 
     Example: `zero replay tables`
     """
     with _operations(server) as operations:
-        operations.tables()
+        operations.tables(as_json=as_json)
 
 
 @_command("peek")
@@ -106,13 +105,14 @@ def peek(
     trajectory_id: Annotated[
         str | None, typer.Argument(metavar="ID", help="The trajectory's id; the newest without.")
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Show one trajectory, the newest or by id.
 
     Example: `zero replay peek games`
     """
     with _operations(server) as operations:
-        operations.peek(table, trajectory_id)
+        operations.peek(table, trajectory_id, as_json=as_json)
 
 
 @_command("export")
@@ -146,13 +146,13 @@ def import_file(
 
 
 @_command("verify")
-def verify(server: Server, table: TableName) -> None:
+def verify(server: Server, table: TableName, as_json: AsJson = False) -> None:
     """Check the log of a table, and memory against it.
 
     Example: `zero replay verify games`
     """
     with _operations(server) as operations:
-        operations.verify(table)
+        operations.verify(table, as_json=as_json)
 
 
 @_command("reset")
@@ -162,7 +162,7 @@ def reset(server: Server, table: TableName, yes: Yes = False) -> None:
     Example: `zero replay reset games`
     """
     with _operations(server) as operations:
-        _confirm(f"Delete {operations.what_would_go(table)}?", yes)
+        confirm_deletion(f"Delete {operations.what_would_go(table)}?", yes)
         operations.reset(table)
 
 
@@ -173,7 +173,7 @@ def delete(server: Server, table: TableName, yes: Yes = False) -> None:
     Example: `zero replay delete games --yes`
     """
     with _operations(server) as operations:
-        _confirm(f"Delete {operations.what_would_go(table)}, and the table?", yes)
+        confirm_deletion(f"Delete {operations.what_would_go(table)}, and the table?", yes)
         operations.delete(table)
 
 
@@ -209,12 +209,3 @@ def limit(
         raise DeployError("give at least one limit to change; `zero replay tables` shows what they are", BAD_INPUT)
     with _operations(server) as operations:
         operations.limit(table, changes)
-
-
-def _confirm(question: str, yes: bool) -> None:
-    if yes:
-        return
-    if not sys.stdin.isatty():
-        raise DeployError("nobody is there to confirm it: give --yes", BAD_INPUT)
-    if not typer.confirm(question):
-        raise DeployError("nothing was deleted", FAILED)

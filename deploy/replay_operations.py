@@ -10,8 +10,9 @@ import numpy as np
 from rich.console import Console
 
 from deploy.errors import BAD_INPUT, FAILED, DeployError
+from deploy.json_text import json_text
 from deploy.replay_views import config_view, limits_text, plain, server_view, trajectory_view
-from replay_server.answers import ReplayError, ServerInfo, TableInfo
+from replay_server.answers import ReplayError, ServerInfo, TableInfo, Verification
 from replay_server.client import ReplayClient
 from replay_server.credentials import Credentials, CredentialsError
 from replay_server.trajectory_file import TrajectoryFile, TrajectoryFileError, write_trajectory_file
@@ -55,19 +56,26 @@ class ReplayOperations:
             raise DeployError(str(error), BAD_INPUT) from error
         self._console = console
 
-    def info(self) -> None:
+    def info(self, *, as_json: bool) -> None:
         """Show the server."""
-        self._console.print(server_view(self._client.address, self._server()))
+        info = self._server()
+        if as_json:
+            self._say(json_text({"address": self._client.address, "server": info}))
+        else:
+            self._console.print(server_view(self._client.address, info))
 
-    def tables(self) -> None:
+    def tables(self, *, as_json: bool) -> None:
         """Show what the tables are."""
         tables = self._tables()
+        if as_json:
+            self._say(json_text([table.config for table in tables.values()]))
+            return
         if not tables:
             self._console.print("no tables yet")
         for table in tables.values():
             self._console.print(config_view(table))
 
-    def peek(self, table: str, trajectory_id: str | None) -> None:
+    def peek(self, table: str, trajectory_id: str | None, *, as_json: bool) -> None:
         """Show a trajectory."""
         self._table(table)
         wanted = None if trajectory_id is None else TrajectoryFilter(trajectory_ids=(trajectory_id,))
@@ -75,7 +83,10 @@ class ReplayOperations:
         if trajectory is None:
             what = "is empty" if trajectory_id is None else f"holds no trajectory {trajectory_id!r}"
             raise DeployError(f"table {table!r} {what}", BAD_INPUT)
-        self._console.print(trajectory_view(trajectory))
+        if as_json:
+            self._say(json_text(trajectory))
+        else:
+            self._console.print(trajectory_view(trajectory))
 
     def export(self, table: str, path: Path) -> None:
         """Write what a table holds to a file."""
@@ -117,18 +128,21 @@ class ReplayOperations:
         known = sum(outcome.result().duplicates for outcome in outcomes)
         self._say(f"table {config.name}: {stored:,} trajectories stored, {known:,} were known already")
 
-    def verify(self, table: str) -> None:
+    def verify(self, table: str, *, as_json: bool) -> None:
         """Let the server check a table's log."""
         if self._table(table).config.durability is Durability.MEMORY:
-            self._say(f"table {table} is in memory alone: there is no log to check")
+            nothing = Verification(0, 0, 0, ())
+            self._say(json_text(nothing) if as_json else f"table {table} is in memory alone: there is no log to check")
             return
         found = self._client.verify_table(table, timeout=_READING_SECONDS)
-        self._say(f"{found.entries:,} entries with {found.chunks:,} trajectories and chunks, {found.num_bytes:,} bytes")
-        for problem in found.problems:
-            self._say(problem)
+        if as_json:
+            self._say(json_text(found))
+        else:
+            read = f"{found.entries:,} entries with {found.chunks:,} trajectories and chunks, {found.num_bytes:,} bytes"
+            for line in (read, *(found.problems or ("no problems",))):
+                self._say(line)
         if found.problems:
             raise DeployError(f"table {table!r} has {len(found.problems)} problems", FAILED)
-        self._say("no problems")
 
     def reset(self, table: str) -> None:
         """Empty a table."""

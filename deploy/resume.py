@@ -106,7 +106,7 @@ def find_run(text: str, root: Path) -> RunFolder:
     if text == LATEST:
         runs = runs_in(root)
         if not runs:
-            raise DeployError(f"--resume latest: there is no run in {root}; name its folder by --root", BAD_INPUT)
+            raise DeployError(f"latest: there is no run in {root}; name its folder by --root", BAD_INPUT)
         return runs[0][0]
     for path in (Path(text), root / text):
         if RunFolder(path.absolute()).config_file.exists():

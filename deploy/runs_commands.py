@@ -6,14 +6,13 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from deploy.options import Root
+from deploy.confirmation import Yes, confirm_deletion
+from deploy.options import AsJson, Root, RunName, complete_run
 from deploy.resume import find_run
 from deploy.run_context import DEFAULT_ROOT
 
 runs = typer.Typer(no_args_is_help=True, help="Look after runs: what there is, what became of it, what may go.")
 
-Run = Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, its name in ROOT, or `latest`.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", "-s", metavar="KEY=VALUE", help="Another value of the new run's config; repeatable."),
@@ -33,7 +32,7 @@ def list_runs(root: Root = DEFAULT_ROOT, as_json: AsJson = False) -> None:
 
 @runs.command()
 def show(
-    run: Run,
+    run: RunName,
     root: Root = DEFAULT_ROOT,
     verify: Annotated[bool, typer.Option(help="Also hold every file against the hashes of the last session.")] = False,
     as_json: AsJson = False,
@@ -49,7 +48,9 @@ def show(
 
 @runs.command()
 def compare(
-    names: Annotated[list[str], typer.Argument(metavar="RUN...", help="Two runs or more.")],
+    names: Annotated[
+        list[str], typer.Argument(metavar="RUN...", help="Two runs or more.", autocompletion=complete_run)
+    ],
     root: Root = DEFAULT_ROOT,
     as_json: AsJson = False,
 ) -> None:
@@ -64,7 +65,7 @@ def compare(
 
 @runs.command()
 def fork(
-    run: Run,
+    run: RunName,
     to: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the new run.")],
     step: Annotated[int | None, typer.Option(min=0, help="Of which checkpoint; by default the newest.")] = None,
     overrides: Overrides = None,
@@ -82,7 +83,7 @@ def fork(
 
 @runs.command("export")
 def export_run(
-    run: Run,
+    run: RunName,
     to: Annotated[Path, typer.Argument(metavar="FILE", help="A new .tar.gz file.")],
     root: Root = DEFAULT_ROOT,
     data: Annotated[bool, typer.Option(help="Also pack the replay server's data, which are large.")] = True,
@@ -99,9 +100,9 @@ def export_run(
 
 @runs.command()
 def delete(
-    run: Run,
+    run: RunName,
     root: Root = DEFAULT_ROOT,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    yes: Yes = False,
 ) -> None:
     """Delete a run with everything in its folder.
 
@@ -112,14 +113,13 @@ def delete(
     from deploy.runs_operations import delete_run  # noqa: PLC0415
 
     folder = find_run(run, root)
-    if not yes:
-        typer.confirm(f"Delete {folder.path} for good?", abort=True)
+    confirm_deletion(f"Delete {folder.path} for good?", yes)
     run_id = delete_run(folder)
     typer.echo(f"deleted {folder.path}; keys of an external Redis begin with zero:{run_id}:")
 
 
 def stop(
-    run: Run,
+    run: RunName,
     root: Root = DEFAULT_ROOT,
     wait: Annotated[bool, typer.Option(help="Return when it has saved and stopped.")] = True,
     timeout: Annotated[float, typer.Option(min=0, help="Seconds to wait at most.")] = 120.0,

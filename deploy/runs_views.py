@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from deploy.errors import BAD_INPUT, FAILED, DeployError
+from deploy.json_text import json_text
 from deploy.resume import runs_in
 from deploy.run_folder import RunFolder
 from deploy.run_records import RunRecord, RunState
@@ -213,4 +214,4 @@ def _ago(then: datetime) -> str:
 
 
 def _print_json(console: Console, data: Any) -> None:
-    console.print(json.dumps(data, indent=1), markup=False, highlight=False, soft_wrap=True)
+    console.print(json_text(data), markup=False, highlight=False, soft_wrap=True)

@@ -1,12 +1,14 @@
 """`zero serve`: an agent on a port of this machine until somebody interrupts it."""
 
 import socket
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from deploy.errors import BAD_INPUT, DeployError
+from deploy.options import Root, RunName
+from deploy.resume import find_run
+from deploy.run_context import DEFAULT_ROOT
 
 DEFAULT_PORT = 8000
 """Where Ray Serve and its Kubernetes services answer, too."""
@@ -19,7 +21,7 @@ def _latest_or_best(value: str) -> str:
 
 
 def serve_agent(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")],
+    run: RunName,
     host: Annotated[str, typer.Option(envvar="ZERO_HOST", help="Interface to serve on; there is no login.")] = (
         "127.0.0.1"
     ),
@@ -44,23 +46,25 @@ def serve_agent(
         ),
     ] = None,
     poll_seconds: Annotated[float, typer.Option(min=0.1, max=3600, help="How often to look for newer weights.")] = 5.0,
+    root: Root = DEFAULT_ROOT,
 ) -> None:
     """Serve the agent of a run: POST /act decides on positions, and the browser shows a page to play against it.
 
     Example: `zero serve runs/manual --weights latest --set search.num_simulations=64`
     """
+    folder = find_run(run, root)
     from deploy.run_weights import WhichWeights  # noqa: PLC0415 - imports torch
     from deploy.serving import ServeOptions, check_served, serve_until_interrupted  # noqa: PLC0415 - imports Ray
 
     options = ServeOptions(
-        run=run.absolute(),
+        run=folder.path,
         weights=WhichWeights(weights),
         overrides=tuple(overrides or ()),
         poll_seconds=poll_seconds,
     )
     training_step = check_served(options)
     port = _free_port(host, port)
-    typer.echo(f"==> Starting Ray Serve for {run} ({weights} weights, training step {training_step:,})")
+    typer.echo(f"==> Starting Ray Serve for {folder.path} ({weights} weights, training step {training_step:,})")
     serve_until_interrupted(options, host, port)
 
 

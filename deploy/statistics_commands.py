@@ -11,6 +11,7 @@ from rich.console import Console
 
 from deploy.interrupts import run_until_interrupted
 from deploy.options import (
+    AsJson,
     ClientTokenFile,
     MlflowUri,
     PlaintextToken,
@@ -87,7 +88,7 @@ def _wait(stop: Event) -> None:
 @statistics.command("list")
 def list_statistics(
     statistics_file: StatisticsFile = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of TOML.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Print all statistics as TOML: a file for --statistics looks like this.
 

@@ -13,7 +13,7 @@ import torch
 
 from actors.best_weights import BestWeights, Candidate
 from actors.evaluation import EvaluationScore
-from deploy.cli import app, main, program_as_typed
+from deploy.cli import main, program_as_typed
 from deploy.experiment_files import load_experiment
 from deploy.figures import RunFigures
 from deploy.launch import closing_lines
@@ -326,15 +326,6 @@ def test_the_command_line_waits_for_no_large_library() -> None:
     check = "import sys, deploy.cli; print(sorted({'torch', 'ray', 'numba', 'redis', 'grpc'} & set(sys.modules)))"
     result = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
-
-
-@pytest.mark.parametrize("command", [command.name or command.callback.__name__ for command in app.registered_commands])
-def test_every_command_explains_itself_with_an_example(run: Run, command: str) -> None:
-    """The help of every command ends with a command line that could be typed."""
-    code, out, _ = run(command, "--help")
-    assert code == 0
-    assert "Example" in out
-    assert "zero " + command in out
 
 
 def test_the_prometheus_config_fits_the_default_port() -> None:

@@ -1,5 +1,6 @@
 """What `zero evaluate --run` prints, from a real checkpoint."""
 
+import json
 from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
@@ -82,3 +83,18 @@ def test_an_unknown_baseline_is_refused_in_one_line(run_of: Callable[[str], Path
     with pytest.raises(DeployError, match="there is no baseline 'gnu'; known: random") as caught:
         printed(run_of("tic_tac_toe"), 2, "gnu")
     assert caught.value.exit_code == BAD_INPUT
+
+
+def test_json_says_what_the_tables_say(run_of: Callable[[str], Path]) -> None:
+    """One document: what was measured, scores, contests and ratings; what is no number is null."""
+    run, console = run_of("tic_tac_toe"), Console(file=StringIO())
+    scores = evaluate_run(run, [], Measurement(1, ("random",)), console, as_json=True)
+    assert isinstance(console.file, StringIO)
+    told = json.loads(console.file.getvalue())
+    assert (told["run"], told["training_step"], told["weights"], told["games"]) == (str(run), 7, "latest", 1)
+    assert {player: score["mean"] for player, score in told["scores"].items()} == {
+        player: score.mean for player, score in scores.items()
+    }
+    assert told["scores"]["policy"]["standard_error"] is None
+    assert {(contest["player"], contest["opponent"]) for contest in told["contests"]} >= {("search", "policy")}
+    assert told["ratings"]["random"]["elo"] == 0

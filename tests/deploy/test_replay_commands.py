@@ -1,12 +1,14 @@
 """Tests of `zero replay` against real servers: what is shown, moved, changed and refused."""
 
 import io
+import json
 import re
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -78,6 +80,30 @@ def run(
 def words(text: str) -> str:
     """Without the frames of tables, one space between words."""
     return " ".join(re.sub(r"[┃│━─┏┓┡┩└┘╇┴┳┬]", " ", text).split())
+
+
+def test_json_says_what_the_tables_do(run: Run, client: ReplayClient) -> None:
+    """info, tables, peek and verify print one document each, of the values that a client gets."""
+    config = table_config("games")
+    client.create_table(config)
+    game = played(1, 9)
+    client.insert("games", [game])
+
+    def told(*arguments: str) -> Any:
+        code, out, err = run(*arguments, "--json")
+        assert (code, err) == (0, "")
+        return json.loads(out)
+
+    info = told("info")
+    assert info["address"] == client.address
+    assert info["server"]["tables"]["games"]["num_steps"] == 9
+    (shown,) = told("tables")
+    assert (shown["name"], shown["capacity"], shown["durability"]) == ("games", config.capacity, "redis")
+    assert [column["name"] for column in shown["signature"]] == [spec.name for spec in SIGNATURE]
+    peeked = told("peek", "games")
+    assert peeked["trajectory_id"] == game.trajectory_id
+    assert np.array_equal(np.asarray(peeked["columns"]["reward"], np.float32), game.columns["reward"])
+    assert told("verify", "games")["problems"] == []
 
 
 def by_columns(out: str) -> list[str]:
