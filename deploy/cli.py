@@ -30,6 +30,7 @@ from deploy.options import (
     StatisticsFile,
     TlsCa,
     complete_run,
+    latest_or_best,
 )
 from deploy.profile_commands import profile
 from deploy.replay_commands import replay
@@ -84,12 +85,6 @@ def _minutes(value: float | None) -> float | None:
 def _one_part(value: str | None) -> str | None:
     if value is not None and (Path(value).name != value or value.startswith(".")):
         raise typer.BadParameter(f"must be the name of a folder without its path, got {value!r}")
-    return value
-
-
-def _latest_or_best(value: str) -> str:
-    if value not in {"latest", "best"}:
-        raise typer.BadParameter(f"must be latest or best, got {value!r}")
     return value
 
 
@@ -412,7 +407,7 @@ def evaluate(  # noqa: PLR0913, PLR0917 - one parameter per option, as typer wan
     weights: Annotated[
         str,
         typer.Option(
-            callback=_latest_or_best,
+            callback=latest_or_best,
             metavar="latest|best",
             help="Of --run: the newest checkpoint, or what its evaluator scored highest.",
         ),

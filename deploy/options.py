@@ -18,6 +18,13 @@ def _host_and_port(value: str) -> str:
     return value
 
 
+def latest_or_best(value: str) -> str:
+    """The value, if it is one of the two."""
+    if value not in {"latest", "best"}:
+        raise typer.BadParameter(f"must be latest or best, got {value!r}")
+    return value
+
+
 def complete_run(context: typer.Context, incomplete: str) -> list[str]:
     """Names of the runs in ROOT that begin so, for a shell."""
     root = Path(context.params.get("root") or DEFAULT_ROOT)

@@ -8,17 +8,14 @@ import typer
 from rich.console import Console
 
 from deploy.errors import BAD_INPUT, DeployError
-from deploy.options import AsJson, Root, RunName
+from deploy.options import AsJson, Root, RunName, latest_or_best
 from deploy.resume import find_run
 from deploy.run_context import DEFAULT_ROOT
 
-Weights = Annotated[str, typer.Option(metavar="latest|best", help="The newest checkpoint, or what scored highest.")]
-
-
-def _which(weights: str) -> str:
-    if weights not in {"latest", "best"}:
-        raise DeployError(f"--weights must be latest or best, got {weights!r}", BAD_INPUT)
-    return weights
+Weights = Annotated[
+    str,
+    typer.Option(callback=latest_or_best, metavar="latest|best", help="The newest checkpoint, or what scored highest."),
+]
 
 
 def play(
@@ -41,7 +38,7 @@ def play(
     from deploy.play import PlayOptions, play_run  # noqa: PLC0415 - imports torch
     from deploy.run_weights import WhichWeights  # noqa: PLC0415
 
-    options = PlayOptions(human, tuple(overrides or ()), WhichWeights(_which(weights)), seed)
+    options = PlayOptions(human, tuple(overrides or ()), WhichWeights(weights), seed)
     try:
         play_run(folder.path, options, Console())
     except EOFError:
@@ -69,7 +66,7 @@ def export(
     from deploy.export import FORMATS, export_run  # noqa: PLC0415 - imports torch
     from deploy.run_weights import WhichWeights  # noqa: PLC0415
 
-    exported = export_run(folder.path, output, tuple(formats or FORMATS), WhichWeights(_which(weights)))
+    exported = export_run(folder.path, output, tuple(formats or FORMATS), WhichWeights(weights))
     if as_json:
         typer.echo(
             json.dumps(

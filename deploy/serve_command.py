@@ -6,18 +6,12 @@ from typing import Annotated
 import typer
 
 from deploy.errors import BAD_INPUT, DeployError
-from deploy.options import Root, RunName
+from deploy.options import Root, RunName, latest_or_best
 from deploy.resume import find_run
 from deploy.run_context import DEFAULT_ROOT
 
 DEFAULT_PORT = 8000
 """Where Ray Serve and its Kubernetes services answer, too."""
-
-
-def _latest_or_best(value: str) -> str:
-    if value not in {"latest", "best"}:
-        raise typer.BadParameter(f"must be latest or best, got {value!r}")
-    return value
 
 
 def serve_agent(
@@ -31,7 +25,7 @@ def serve_agent(
     weights: Annotated[
         str,
         typer.Option(
-            callback=_latest_or_best,
+            callback=latest_or_best,
             metavar="best|latest",
             help="What its evaluator scored highest, or its newest checkpoint; newer ones are taken as they appear.",
         ),
