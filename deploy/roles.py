@@ -293,6 +293,9 @@ _RUNNERS: dict[Role, Callable[[Assignment, ExperimentConfig, Event], None]] = {
 }
 
 
+_DISK_REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+
+
 @contextmanager
 def _user_errors(metrics_address: str) -> Generator[None]:
     """Turn the errors that every role shares into a DeployError."""
@@ -309,6 +312,8 @@ def _user_errors(metrics_address: str) -> Generator[None]:
     except ReplayError as error:
         raise DeployError(f"replay server: {error}", FAILED) from error
     except OSError as error:
+        if error.errno in _DISK_REFUSALS:
+            raise DeployError(f"cannot write {error.filename or 'to the disk'}: {error.strerror}", FAILED) from error
         if error.errno != errno.EADDRINUSE:
             raise
         raise DeployError(f"{metrics_address} is in use; choose another --metrics-port", FAILED) from error

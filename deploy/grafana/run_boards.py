@@ -233,6 +233,12 @@ LEARNER = Board(
                     "s",
                     [Query("time() - max(zero_learner_checkpoint_timestamp_seconds > 0)", "since it was saved")],
                 ),
+                Panel(
+                    "Checkpoints that failed",
+                    "short",
+                    [Query("sum(increase(zero_learner_failed_checkpoints_total[10m]))", "within 10 minutes")],
+                    "The disk refused them; the one before stays.",
+                ),
                 Panel("Weights published", "none", [Query("max(zero_learner_weights_version)", "version")]),
                 Panel("Publication to first use", "short", [VERSION_LAG], "In versions."),
                 Panel(

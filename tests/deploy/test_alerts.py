@@ -161,6 +161,11 @@ CASES = (
         {of_replay("redis_memory_bytes"): "90x30", of_replay("redis_max_memory_bytes"): "100x30"},
         {of_replay("redis_memory_bytes"): "90x30", of_replay("redis_max_memory_bytes"): "0x30"},
     ),
+    Case(
+        "ZeroCheckpointFailed",
+        {f"zero_learner_failed_checkpoints_total{{{LEARNER}}}": "0x25 1x5"},
+        {f"zero_learner_failed_checkpoints_total{{{LEARNER}}}": "3x30"},
+    ),
     Case("ZeroCheckpointTooOld", {CHECKPOINT: "60x60"}, {CHECKPOINT: "0+60x60"}, minutes=60),
     Case(
         "ZeroCheckpointTooOld",  # none was saved yet
