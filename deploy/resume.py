@@ -128,6 +128,15 @@ def runs_in(root: Path) -> list[tuple[RunFolder, RunRecord]]:
     return sorted(found, key=lambda pair: _last_used(pair[1]), reverse=True)
 
 
+def copies_of(folder: RunFolder, record: RunRecord) -> list[str]:
+    """Names of the runs beside one that have its id: folders that were copied, of which only one should go on.
+
+    All of them would name their data in a Redis of yours, and their run in MLflow, alike.
+    """
+    beside = runs_in(folder.path.parent)
+    return sorted(other.path.name for other, its in beside if its.run_id == record.run_id and other.path != folder.path)
+
+
 def find_checkpoint(text: str, root: Path) -> tuple[RunFolder, int | None]:
     """A run and, if the text names one of its checkpoints, that checkpoint's training step.
 
@@ -209,6 +218,9 @@ def _go_on(
     record = folder.record()
     if record.state is RunState.FINISHED:
         notes.append(f"had finished: {_last(record)}")
+    copies = copies_of(folder, record)
+    if copies:
+        notes.append(f"has one id with {', '.join(copies)}: go on with one of them, `zero runs fork` others first")
     notes += [f"changed {change.path} from {change.before} to {change.after}" for change in changes]
     with locked(folder):
         if step is not None and newest is not None and step < newest:

@@ -1,6 +1,7 @@
 """Shows runs: a list of them, one in full, or in what several differ; as tables or as JSON."""
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -79,6 +80,15 @@ def print_list(root: Path, console: Console, *, as_json: bool) -> None:
             _ago(datetime.fromisoformat(run["used_at"])),
         )
     console.print(table if found else f"no runs in {root}")
+    for run_id, number in Counter(run["run_id"] for run in found).items():
+        if number > 1:
+            names = ", ".join(run["name"] for run in found if run["run_id"] == run_id)
+            console.print(
+                f"{names} have one id, as copies do: go on with one of them, make others their own by `zero runs fork`",
+                markup=False,
+                highlight=False,
+                soft_wrap=True,
+            )
 
 
 def print_run(folder: RunFolder, console: Console, *, verify: bool, as_json: bool) -> None:

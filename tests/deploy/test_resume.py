@@ -1,6 +1,7 @@
 """Which run is trained, from which checkpoint, with which config; and what can be done to whole runs."""
 
 import json
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -9,6 +10,7 @@ from pathlib import Path
 from threading import Event, Thread
 
 import pytest
+from rich.console import Console
 
 from deploy.cli import main
 from deploy.errors import DeployError
@@ -17,6 +19,7 @@ from deploy.resume import RunRequest, choose_run, find_run
 from deploy.run_folder import RunFolder, create_run_folder, locked
 from deploy.run_records import RunState
 from deploy.runs_operations import delete_run, fork_run, pack_run, stop_run
+from deploy.runs_views import print_list
 from learner.checkpoint import Checkpoint, CheckpointStore, KeepPolicy
 from zero.config import ExperimentConfig
 
@@ -98,6 +101,19 @@ def test_a_config_that_was_edited_by_hand_is_noticed(tmp_path: Path) -> None:
     run.config_file.write_text(run.config_file.read_text().replace("td_steps = ", "td_steps = 1"))
     with pytest.raises(DeployError, match=r"learner.td_steps was"):
         choose_run(request(tmp_path, resume="run"), fine)
+
+
+def test_a_copied_run_is_noticed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two folders with one id are named where runs are listed and where one of them goes on; a fork is no copy."""
+    run = trained(tmp_path / "run", 4)
+    assert not any("one id" in note for note in choose_run(request(tmp_path, resume="run"), fine).notes)
+    fork_run(run, tmp_path / "fork", 4, [])
+    shutil.copytree(run.path, tmp_path / "copy")
+    (note,) = [note for note in choose_run(request(tmp_path, resume="run"), fine).notes if "one id" in note]
+    assert note.startswith("has one id with copy: ")
+    print_list(tmp_path, Console(), as_json=False)
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "one id" in line]
+    assert set(line.partition(" have")[0].split(", ")) == {"run", "copy"}
 
 
 def test_a_finished_run_says_so(tmp_path: Path) -> None:

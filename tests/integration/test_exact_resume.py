@@ -32,15 +32,20 @@ def same(one: Checkpoint, other: Checkpoint) -> bool:
     )
 
 
-@pytest.mark.parametrize("selector", ["prioritized", "uniform"])
-def test_a_resumed_learner_goes_on_bit_by_bit(tmp_path: Path, selector: str) -> None:
+@pytest.mark.parametrize(
+    ("selector", "model"), [("prioritized", "rules"), ("uniform", "rules"), ("prioritized", "learned")]
+)
+def test_a_resumed_learner_goes_on_bit_by_bit(tmp_path: Path, selector: str, model: str) -> None:
     """Ended at step 12 and resumed, or thrown back from step 20 to its checkpoint of 12: at 30 all are the same.
 
     The next batches come from the same draws, by the same priorities, and give the same losses: any difference would
-    show in the weights. Server and learner are started anew each time.
+    show in the weights. So does a model that is learned. Server and learner are started anew each time.
     """
     torch.set_num_threads(1)
-    config = small_config(f"replay.selector={selector}")
+    unroll_steps = 2 if model == "learned" else 0
+    config = small_config(
+        f"replay.selector={selector}", f"network.model={model}", f"learner.unroll_steps={unroll_steps}"
+    )
     fill(tmp_path / "data", config)
     for name in ("whole", "stopped", "thrown-back"):
         shutil.copytree(tmp_path / "data", tmp_path / f"{name}-data")
