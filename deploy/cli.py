@@ -32,6 +32,7 @@ from deploy.options import (
     complete_run,
     latest_or_best,
 )
+from deploy.placement import parse_placements
 from deploy.profile_commands import profile
 from deploy.replay_commands import replay
 from deploy.resume import RunRequest, choose_run, find_run
@@ -40,7 +41,7 @@ from deploy.run_commands import export, play
 from deploy.run_context import DEFAULT_APPLICATION, DEFAULT_ROOT, RunContext
 from deploy.run_folder import locked, open_or_create_run_folder
 from deploy.run_records import RunState
-from deploy.runs_commands import runs, stop
+from deploy.runs_commands import runs, scale, status, stop
 from deploy.serve_command import serve_agent
 from deploy.statistics_commands import statistics
 from replay_server.command import (
@@ -165,9 +166,22 @@ def train(  # noqa: PLR0913, PLR0917 - one parameter per option, as typer wants 
         typer.Option(
             envvar="ZERO_RAY_ADDRESS",
             metavar="HOST:PORT|auto",
-            help="Place the roles on this Ray cluster, from one of its machines; without, Ray is started here.",
+            help="Place the roles on this Ray cluster, from one of its machines, where the run goes on if this command "
+            "ends; without, Ray is started here.",
         ),
     ] = None,
+    place: Annotated[
+        list[str] | None,
+        typer.Option(
+            envvar="ZERO_PLACE",
+            metavar="ROLE:NAME=AMOUNT,...",
+            help="Of --ray-address: what a role asks of a machine: cpu, gpu, or a resource that Ray was given; for "
+            "example learner:cpu=4,gpu=1; repeatable.",
+        ),
+    ] = None,
+    detach: Annotated[
+        bool, typer.Option(help="Of --ray-address: end as soon as the run is under way; `zero status` shows it.")
+    ] = False,
     redis_url: RedisUrl = None,
     redis_url_file: RedisUrlFile = None,
     tls_certificate: TlsCertificate = None,
@@ -198,7 +212,8 @@ def train(  # noqa: PLR0913, PLR0917 - one parameter per option, as typer wants 
 
     All roles of a run share its certificate, key and token: their files must be there on every machine of a cluster.
 
-    Example: `zero train --minutes 5 --set search.num_simulations=64`
+    Examples: `zero train --minutes 5 --set search.num_simulations=64` and
+    `zero train --ray-address auto --insecure --actors 64 --place actor:cpu=2 --detach`
     """
     from deploy.statistics.run_statistics import StatisticsSettings  # noqa: PLC0415 - imports gRPC
 
@@ -207,6 +222,9 @@ def train(  # noqa: PLR0913, PLR0917 - one parameter per option, as typer wants 
     statistics_settings.check()
     if tls_certificate is not None and tls_ca is None:
         raise DeployError("--tls-certificate: give --tls-ca, too, by which the other roles check it", BAD_INPUT)
+    if ray_address is None:
+        _refuse_beside("a run on this machine: give --ray-address", {"--place": place, "--detach": detach})
+    placements = parse_placements(place or [])
     if resume is not None:
         _refuse_beside("--resume, which names the run", {"--run-dir": run_dir, "--run-name": run_name})
     new_run = run_dir or (root / run_name if run_name else None)
@@ -226,17 +244,16 @@ def train(  # noqa: PLR0913, PLR0917 - one parameter per option, as typer wants 
     )
     from deploy.launch import TrainOptions  # noqa: PLC0415 - imports Ray
     from deploy.launch import train as train_run  # noqa: PLC0415
+    from deploy.session import SessionOptions  # noqa: PLC0415
 
     console = Console()
     is_bounded = minutes is not None or max_steps is not None or target_score is not None
-    options = TrainOptions(
+    session = SessionOptions(
         minutes=minutes if is_bounded else DEFAULT_MINUTES,
         max_steps=max_steps,
         target_score=target_score,
         application=application,
-        num_actors=actors,
         num_reanalysers=reanalysers,
-        ray_address=ray_address,
         redis_url=redis_url,
         redis_url_file=redis_url_file,
         security=SecuritySettings(
@@ -254,16 +271,23 @@ def train(  # noqa: PLR0913, PLR0917 - one parameter per option, as typer wants 
             insecure=insecure,
         ),
         metrics_port=metrics_port,
-        live=console.is_terminal if live is None else live,
         evaluator=evaluator,
         statistics=statistics_settings,
-        log_level=log_level,
         program=program_as_typed(sys.argv[0]),
+    )
+    options = TrainOptions(
+        session=session,
+        num_actors=actors,
+        ray_address=ray_address,
+        placements=placements,
+        detach=detach,
+        live=console.is_terminal if live is None else live,
+        log_level=log_level,
     )
     for note in chosen.notes:
         console.print(f"    the run {note}", markup=False, highlight=False, soft_wrap=True)
     ending = train_run(chosen.config, chosen.folder, options, console)
-    if ending.state is RunState.INTERRUPTED:
+    if ending is not None and ending.state is RunState.INTERRUPTED:
         raise typer.Exit(INTERRUPTED)
 
 
@@ -274,7 +298,8 @@ app.add_typer(statistics, name="statistics")
 for command in (play, export, tensorboard, mlflow, ray):
     app.command()(command)
 app.add_typer(runs, name="runs")
-app.command("stop")(stop)
+for command in (status, scale, stop):
+    app.command()(command)
 app.add_typer(profile, name="profile")
 
 

@@ -14,6 +14,8 @@ RATE_WINDOW_SECONDS = 15.0
 """Rates are means over the last this many seconds."""
 SCORE_WINDOW_SECONDS = 60.0
 """Scores at the beginning and now are means over this much of the run, or a third of a shorter one."""
+CURVE_POINTS = 32
+"""Of a curve that is shown in a line."""
 
 GAMES = "zero_actor_games_total"
 MOVES = "zero_actor_moves_total"
@@ -116,6 +118,21 @@ class CounterTotals:
         return {name: self._totals[name] for name in wanted}
 
 
+@dataclass(frozen=True)
+class Scores:
+    """How the mean score of finished games moved, in short.
+
+    Attributes:
+        first: at the beginning; NaN before any game.
+        now: of late.
+        curve: over time, oldest first.
+    """
+
+    first: float
+    now: float
+    curve: tuple[float, ...]
+
+
 class ScoreHistory:
     """How the mean score of finished games moved."""
 
@@ -130,6 +147,10 @@ class ScoreHistory:
             self._seconds.append(seconds)
             self._sums.append(score_sum)
             self._counts.append(score_count)
+
+    def in_short(self) -> Scores:
+        """All of it, for who shows it."""
+        return Scores(self.first(), self.now(), tuple(self.curve(CURVE_POINTS)))
 
     def first(self) -> float:
         """Mean score at the beginning; NaN before any game."""
@@ -168,6 +189,43 @@ class ScoreHistory:
 class _Moment:
     seconds: float
     totals: dict[str, float]
+
+
+class ProcessFigures:
+    """How every process of a run does by itself: its rate over the window, and the weights that it has."""
+
+    RATES = frozenset({MOVES, TRAINING_STEPS})
+
+    def __init__(self) -> None:
+        self._window: deque[tuple[float, dict[Series, float]]] = deque()
+        self._versions: dict[str, float] = {}
+
+    def update(self, scrape: Scrape) -> None:
+        """Take in a scrape."""
+        counted = {series: value for series, value in scrape.values.items() if series.name in self.RATES}
+        self._window.append((scrape.seconds, counted))
+        while len(self._window) > 2 and self._window[1][0] <= scrape.seconds - RATE_WINDOW_SECONDS:
+            self._window.popleft()
+        self._versions = {
+            series.target.process_id: value
+            for series, value in scrape.values.items()
+            if series.name.endswith("_weights_version") and not series.labels
+        }
+
+    def versions(self) -> dict[str, float]:
+        """Of the weights that each has, by process id."""
+        return self._versions
+
+    def rates(self) -> dict[str, float]:
+        """Moves or training steps per second of each, by process id."""
+        if not self._window:
+            return {}
+        (begin, oldest), (end, newest) = self._window[0], self._window[-1]
+        return {
+            series.target.process_id: (value - oldest[series]) / (end - begin)
+            for series, value in newest.items()
+            if series in oldest and end > begin
+        }
 
 
 class RunFigures:

@@ -3,7 +3,7 @@
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -15,10 +15,9 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from deploy.figures import Figures, ScoreHistory
+from deploy.figures import Figures, Scores
 
 BLOCKS = "▁▂▃▄▅▆▇█"
-CURVE_POINTS = 32
 PLAIN_INTERVAL_SECONDS = 10.0
 UNKNOWN = "–"
 PLAYERS = ("search", "policy", "perfect", "mcts", "flat", "mobility", "line-fill", "greedy", "random")
@@ -37,24 +36,23 @@ class Status:
         num_actors: how many actors there shall be.
         capacity: of the replay table, in steps.
         restarts: how often each role was restarted.
+        footer: where the run is to be found.
         stopping: the run is being ended.
     """
 
     figures: Figures | None
-    scores: ScoreHistory
+    scores: Scores
     elapsed_seconds: float
     total_seconds: float
     num_actors: int
     capacity: int
     restarts: dict[str, int]
+    footer: str = ""
     stopping: bool = False
 
 
 class View(ABC):
     """Where a run is shown; a context manager."""
-
-    def __init__(self, console: Console) -> None:
-        self.console = console
 
     @abstractmethod
     def event(self, text: str) -> None:
@@ -77,13 +75,13 @@ class PlainView(View):
     """Lines for logs: events as they come, one line of figures every few seconds."""
 
     def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
-        super().__init__(console)
+        self._console = console
         self._clock = clock
         self._next = clock()
 
     def event(self, text: str) -> None:
         """Tell that something happened, in one line."""
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def show(self, status: Status) -> None:
         """Show how the run stands, unless a line has just been written."""
@@ -101,18 +99,17 @@ class PlainView(View):
 class LiveView(View):
     """A panel that is drawn anew several times a second; events scroll above it."""
 
-    def __init__(self, console: Console, footer: Callable[[], str]) -> None:
-        super().__init__(console)
-        self._footer = footer
+    def __init__(self, console: Console) -> None:
+        self._console = console
         self._live = Live(console=console, auto_refresh=False)
 
     def event(self, text: str) -> None:
         """Tell that something happened, in one line."""
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def show(self, status: Status) -> None:
         """Draw the panel."""
-        self._live.update(render(status, self._footer()), refresh=True)
+        self._live.update(render(status), refresh=True)
 
     def __enter__(self) -> Self:
         self._live.start()
@@ -142,7 +139,7 @@ def one_line(figures: Figures) -> str:
     return " | ".join([*parts, f"evaluation {evaluation}"] if evaluation else parts)
 
 
-def render(status: Status, footer: str) -> RenderableType:
+def render(status: Status) -> RenderableType:
     """The panel."""
     title = "stopping and saving" if status.stopping else "training"
     body: list[RenderableType] = [_progress(status)]
@@ -153,7 +150,7 @@ def render(status: Status, footer: str) -> RenderableType:
     restarts = ", ".join(f"{name} {count}" for name, count in status.restarts.items() if count)
     if restarts:
         body.append(Text(f"restarts: {restarts}", style="yellow"))
-    body.append(Text(footer, style="dim", overflow="fold"))
+    body.append(Text(status.footer, style="dim", overflow="fold"))
     return Panel(Group(*body), title=title, title_align="left", border_style="cyan", padding=(0, 1))
 
 
@@ -206,12 +203,12 @@ def _throughput(status: Status, figures: Figures) -> Table:
     return table
 
 
-def _scores(scores: ScoreHistory, figures: Figures) -> Table:
+def _scores(scores: Scores, figures: Figures) -> Table:
     table = Table.grid(padding=(0, 2))
-    curve = sparkline(scores.curve(CURVE_POINTS))
+    curve = sparkline(scores.curve)
     table.add_row(
         Text("self-play score", style="dim"),
-        Text.assemble((f"{_number(scores.first())} → {_number(figures.recent_score)}", "bold green"), "  ", curve),
+        Text.assemble((f"{_number(scores.first)} → {_number(figures.recent_score)}", "bold green"), "  ", curve),
     )
     if figures.evaluation_scores:
         text = Text("   ").join(
@@ -222,7 +219,7 @@ def _scores(scores: ScoreHistory, figures: Figures) -> Table:
     return table
 
 
-def sparkline(values: list[float]) -> str:
+def sparkline(values: Sequence[float]) -> str:
     """Values as a row of blocks, the lowest and highest filling the height."""
     if not values:
         return ""

@@ -88,6 +88,16 @@ class RunFolder:
         return self.path / "stop"
 
     @property
+    def scale_file(self) -> Path:
+        """What `zero scale` wants of whoever trains in this folder: a ScaleRequest."""
+        return self.path / "scale.json"
+
+    @property
+    def fleet_file(self) -> Path:
+        """How the roles of whoever trains in this folder stand: a FleetRecord."""
+        return self.path / "fleet.json"
+
+    @property
     def lock_file(self) -> Path:
         """Locked by whoever trains in this folder."""
         return self.path / ".lock"
@@ -196,6 +206,11 @@ class RunFolder:
     def context(self) -> RunContext:
         """The context of the run here."""
         return RunContext.of(self.path, self.record().application)
+
+    def forget_requests(self) -> None:
+        """Whoever begins to train here does not heed what was asked of somebody before."""
+        for file in (self.stop_file, self.scale_file, self.fleet_file):
+            file.unlink(missing_ok=True)
 
     def begin_session(self, config: ExperimentConfig) -> Session:
         """Note that training begins now; returns what was noted."""
@@ -367,19 +382,18 @@ def open_or_create_run_folder(path: Path, config: ExperimentConfig) -> RunFolder
 
 
 @contextmanager
-def locked(folder: RunFolder) -> Generator[None]:
+def locked(folder: RunFolder, patience_seconds: float = LOCK_RETRY_SECONDS) -> Generator[None]:
     """Keep other commands from training in the same folder; the lock dies with the process.
 
     Raises:
-        DeployError: another one is at it.
+        DeployError: another one is at it for longer than `patience_seconds`.
     """
     with folder.lock_file.open("w") as file:
-        deadline = time.monotonic() + LOCK_RETRY_SECONDS
+        deadline = time.monotonic() + patience_seconds
         while not _take(file.fileno()):
             if time.monotonic() > deadline:
                 raise DeployError(f"{folder.path} is in use by another learner or `zero train`; stop that one first")
             time.sleep(LOCK_RETRY_SECONDS / 10)
-        folder.stop_file.unlink(missing_ok=True)
         yield
 
 

@@ -1,4 +1,4 @@
-"""`zero runs`: lists, shows, compares, forks, packs and deletes runs; and `zero stop`."""
+"""`zero runs`: lists, shows, compares, forks, packs and deletes runs; and `zero status`, `zero scale`, `zero stop`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -132,3 +132,31 @@ def stop(
 
     folder = find_run(run, root)
     typer.echo(stop_run(folder, timeout if wait else 0.0))
+
+
+def status(run: Run, root: Root = DEFAULT_ROOT, as_json: AsJson = False) -> None:
+    """Show how a run stands: its roles, their machines and weights, and how fast it goes.
+
+    Example: `zero status latest --json`
+    """
+    from deploy.fleet_views import print_status  # noqa: PLC0415
+
+    print_status(find_run(run, root), Console(), as_json=as_json)
+
+
+def scale(
+    run: Run,
+    actors: Annotated[int, typer.Option(min=0, help="How many actors the run shall have.")],
+    root: Root = DEFAULT_ROOT,
+    wait: Annotated[bool, typer.Option(help="Return when it has them.")] = True,
+    timeout: Annotated[float, typer.Option(min=0, help="Seconds to wait at most.")] = 120.0,
+) -> None:
+    """Change how many actors a run has while it goes on, here or on another machine that shares the folder.
+
+    Actors that leave deliver what they hold; new ones begin with the newest weights. Learning goes on meanwhile.
+
+    Example: `zero scale latest --actors 8`
+    """
+    from deploy.fleet_operations import scale_run  # noqa: PLC0415
+
+    typer.echo(scale_run(find_run(run, root), actors, timeout if wait else 0.0))

@@ -16,9 +16,9 @@ from actors.evaluation import EvaluationScore
 from deploy.cli import main, program_as_typed
 from deploy.experiment_files import load_experiment
 from deploy.figures import RunFigures
-from deploy.launch import closing_lines
 from deploy.run_folder import RunFolder, locked, open_or_create_run_folder
 from deploy.run_records import RunState
+from deploy.session import closing_lines
 from learner.checkpoint import Checkpoint, CheckpointStore
 from replay_server.ports import DEFAULT_METRICS_PORT
 from zero.config import parse_config

@@ -9,6 +9,7 @@ from deploy.figures import Figures, RunFigures, ScoreHistory
 from deploy.live import LiveView, PlainView, Status, in_order, one_line, render, sparkline
 from deploy.scrape import Scrape
 
+FOOTER = "metrics http://127.0.0.1:9470/metrics"
 UNKNOWN = RunFigures().update(Scrape(0.0, {}))
 KNOWN = replace(
     UNKNOWN,
@@ -30,12 +31,12 @@ def status(figures: Figures | None) -> Status:
     scores = ScoreHistory()
     for second in range(100):
         scores.add(float(second), float(second**2), float(second))
-    return Status(figures, scores, 125.0, 600.0, 1, 100_000, {"learner": 0, "actor-0": 2})
+    return Status(figures, scores.in_short(), 125.0, 600.0, 1, 100_000, {"learner": 0, "actor-0": 2}, FOOTER)
 
 
 def shown(figures: Figures | None, width: int = 100) -> str:
     console = Console(file=io.StringIO(), width=width, force_terminal=False)
-    console.print(render(status(figures), "metrics http://127.0.0.1:9470/metrics"))
+    console.print(render(status(figures)))
     return console.file.getvalue()  # type: ignore[attr-defined]
 
 
@@ -105,10 +106,10 @@ def test_the_plain_view_writes_one_line_per_interval() -> None:
 def test_the_live_view_draws_and_leaves_the_terminal_as_it_was() -> None:
     """The panel is drawn on a terminal; the cursor is shown again at the end."""
     file = io.StringIO()
-    with LiveView(Console(file=file, width=80, force_terminal=True), lambda: "footer") as view:
+    with LiveView(Console(file=file, width=80, force_terminal=True)) as view:
         view.show(status(KNOWN))
         view.event("learner died")
-    assert "footer" in file.getvalue()
+    assert FOOTER in file.getvalue()
     assert "learner died" in file.getvalue()
     assert file.getvalue().rindex("\x1b[?25h") > file.getvalue().rindex("\x1b[?25l")
 

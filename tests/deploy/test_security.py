@@ -15,7 +15,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from deploy.cli import main
 from deploy.errors import BAD_INPUT, DeployError
 from deploy.interrupts import INTERRUPTED
-from deploy.ray_fleet import Outcome, RayFleet, RunningRole
+from deploy.ray_fleet import RayFleet, RunningRole
+from deploy.role_host import Outcome
 from deploy.roles import Addresses, Assignment, Role
 from deploy.run_context import RunContext
 from deploy.supervisor import Supervisor

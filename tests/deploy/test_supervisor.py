@@ -6,7 +6,8 @@ from typing import Any, cast
 
 import pytest
 
-from deploy.ray_fleet import Outcome, RayFleet, RunningRole
+from deploy.ray_fleet import RayFleet, RunningRole
+from deploy.role_host import Outcome
 from deploy.roles import Assignment, Role
 from deploy.run_context import RunContext
 from deploy.supervisor import (
@@ -56,7 +57,7 @@ class ScriptedFleet:
     def start(self, assignment: Assignment) -> RunningRole:
         """At once."""
         name = cast("Any", assignment.name)
-        return RunningRole(assignment, handle=None, ended=name, pid=name)
+        return RunningRole(assignment, handle=None, ended=name, place=name)
 
     def ask_to_stop(self, running: RunningRole) -> None:
         """Note it; heeded at once unless slow."""
