@@ -1,5 +1,7 @@
 """A table of whole trajectories as a buffer: collected one by one, given out as batches of sequences."""
 
+import math
+import time
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,6 +19,9 @@ from zero.trajectories import PriorityUpdates, SampleSpec, SequenceBatch, Trajec
 
 INSERT_SECONDS = 5.0
 """One insert waits this long for the rate limiter or the store; then it is sent again, under the same id."""
+
+DELIVERY_SECONDS = 15.0
+"""Once a role is to stop, what it has collected is sent for at least this long before it is given up."""
 
 SAMPLE_SECONDS = 2.0
 """So long a batch is waited for before looking whether to stop."""
@@ -36,7 +41,7 @@ class TrajectoryInlet:
         client: of the replay server.
         table: the table's name.
         max_in_flight: inserts that may be unacknowledged.
-        stop: once it is set, unacknowledged inserts are given up at their next time-out.
+        stop: once it is set, what is not acknowledged within DELIVERY_SECONDS is given up at its next time-out.
     """
 
     def __init__(self, client: ReplayClient, table: str, max_in_flight: int, stop: Event) -> None:
@@ -47,6 +52,7 @@ class TrajectoryInlet:
         self._executor = ThreadPoolExecutor(max_in_flight, thread_name_prefix="data-collector")
         self._in_flight: deque[Future[None]] = deque()
         self._collected = 0
+        self._give_up_at = math.inf
 
     def put(self, data: Trajectory, time: float) -> None:  # noqa: ARG002 -- the server notes when it is stored
         """Send a trajectory; waits while the bound is reached.
@@ -78,10 +84,16 @@ class TrajectoryInlet:
             try:
                 self._client.insert(self._table, [trajectory], timeout=INSERT_SECONDS)
             except ReplayTimeout:
-                if self._stop.is_set():
+                if self._is_over():
                     return
             else:
                 return
+
+    def _is_over(self) -> bool:
+        """Whether to give up; the time runs from when this is first asked after the stop."""
+        if self._stop.is_set():
+            self._give_up_at = min(self._give_up_at, time.monotonic() + DELIVERY_SECONDS)
+        return time.monotonic() >= self._give_up_at
 
 
 class TrajectoryBuffer(FedBuffer[Trajectory, SequenceBatch]):

@@ -4,7 +4,8 @@ import json
 import socket
 import urllib.request
 from collections.abc import Iterator
-from contextlib import closing
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 from threading import Event, Timer
@@ -25,7 +26,8 @@ from learner.learner import MAX_NONFINITE_STEPS, Learner, LearnerLoop, LearnerSe
 from learner.metrics import LearnerMetrics
 from learner.saving import CursorSource, Saving
 from learner.weights_publisher import WeightsPublisher
-from replay_server.client import ReplayClient, ReplayError
+from replay_server import trajectory_buffer
+from replay_server.client import ReplayClient, ReplayError, ReplayTimeout
 from replay_server.sample_stream import StreamState
 from replay_server.server import ReplayServer, ReplayServerSettings
 from replay_server.trajectory_buffer import BufferClosedError, TrajectoryBuffer, TrajectoryInlet
@@ -36,6 +38,7 @@ from zero.networks.make_network import make_network
 from zero.networks.weights import weights_to_bytes
 from zero.search_ages import SEARCH_WINDOWS
 from zero.self_play_table import TABLE_NAME, self_play_table
+from zero.tables import RateLimiterConfig
 from zero.trajectories import PriorityUpdates, SampleSpec, SequenceBatch, Trajectory
 
 pytestmark = pytest.mark.slow
@@ -319,6 +322,31 @@ def test_data_collector_hands_over_what_the_server_refused(client: ReplayClient)
     with pytest.raises(ReplayError, match="WRONG_SIGNATURE"):
         collector.close()
     assert client.server_info().tables[TABLE_NAME].inserted_trajectories == 5
+
+
+@pytest.mark.parametrize("learner_catches_up", [True, False])
+def test_an_actor_that_stops_delivers_what_it_holds(
+    client: ReplayClient, monkeypatch: pytest.MonkeyPatch, learner_catches_up: bool
+) -> None:
+    """What the rate limiter holds back at the stop arrives when the learner has caught up; if never, it is given up."""
+    monkeypatch.setattr(trajectory_buffer, "INSERT_SECONDS", 0.1)
+    monkeypatch.setattr(trajectory_buffer, "DELIVERY_SECONDS", 60.0 if learner_catches_up else 0.3)
+    limits = RateLimiterConfig(min_size_to_sample=5, samples_per_insert=1.0, error_buffer=20.0)
+    client.create_table(replace(self_play_table(CONFIG, make_game("tic_tac_toe", {})), rate_limiter=limits))
+    stop = Event()
+    inlet = TrajectoryInlet(client, TABLE_NAME, max_in_flight=8, stop=stop)
+    for number in range(8):
+        inlet.put(trajectory(number), 0.0)
+    wait_until(lambda: client.server_info().tables[TABLE_NAME].insert_blocked_because != "")
+    stop.set()
+    with ThreadPoolExecutor(1) as executor:
+        closed = executor.submit(inlet.close)
+        while learner_catches_up and not closed.done():
+            with suppress(ReplayTimeout):
+                client.sample(TABLE_NAME, 5, {"action": 1}, timeout=0.1)
+        closed.result(timeout=30)
+    arrived = client.server_info().tables[TABLE_NAME].inserted_trajectories
+    assert arrived == 8 if learner_catches_up else arrived < 8
 
 
 def test_published_weights_reach_a_waiting_actor(client: ReplayClient) -> None:
