@@ -106,6 +106,15 @@ OVERVIEW = Board(
                 Panel(
                     "Processes alive", "none", [Query("sum by (process) (zero_replay_live_processes)", "{{process}}")]
                 ),
+                Panel(
+                    "Actors that there shall be",
+                    "none",
+                    [
+                        Query("sum(zero_fleet_actors_wanted)", "wanted"),
+                        Query("sum(zero_fleet_actors_running)", "running"),
+                    ],
+                    "As `zero scale` sets it; less are running while Ray has no machine for them.",
+                ),
                 Panel("Scraped", "none", [Query("count by (role) (up == 1)", "{{role}}")]),
             ),
         ),

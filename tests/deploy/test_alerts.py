@@ -53,6 +53,9 @@ SCORE, SCORE_ERROR = (
     f'zero_evaluator_{name}{{job="run", player="search"}}' for name in ("score", "score_standard_error")
 )
 CHECKPOINT = f"zero_learner_checkpoint_timestamp_seconds{{{LEARNER}}}"
+RUNNING, WANTED = (
+    f'zero_fleet_actors_{name}{{job="run", role="fleet", instance="f:1"}}' for name in ("running", "wanted")
+)
 OPTIMISM = "zero_actor_search_optimism"
 CASES = (
     Case("ZeroReplayServerDown", {UP_SERVER: "1 1 0x28"}, {UP_SERVER: "1 0 1x28"}),
@@ -65,6 +68,7 @@ CASES = (
         {LIVE_ACTORS: "0x20 1x9", LIVE_LEARNERS: "1x30"},
     ),
     Case("ZeroNoActors", {LIVE_ACTORS: "0x30", LIVE_LEARNERS: "1x30"}, {LIVE_ACTORS: "0x30", LIVE_LEARNERS: "0x30"}),
+    Case("ZeroFleetBelowWanted", {RUNNING: "8x9 5x20", WANTED: "8x30"}, {RUNNING: "5x10 8x20", WANTED: "8x30"}),
     # In place, as Kubernetes restarts a container; at another port, as it is on one machine.
     Case(
         "ZeroKeepsRestarting",

@@ -13,6 +13,7 @@ from prometheus_client.metrics_core import Metric
 
 from actors.evaluator_metrics import EvaluatorMetrics
 from actors.metrics import ActorMetrics
+from deploy.fleet_metrics import FleetMetrics
 from learner.metrics import LearnerMetrics
 from replay_server.interceptors import CallMetrics
 from replay_server.metrics import Levels, ServerMetrics
@@ -21,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 DASHBOARDS = ROOT / "deploy/grafana/dashboards"
 RULES = ROOT / "deploy/prometheus/alerts.yml"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("*/README.md")]
-OURS = re.compile(r"\b(?:zero_(?:actor|evaluator|learner|replay|events)_|grpc_server_|process_(?!id\b))\w+")
+OURS = re.compile(r"\b(?:zero_(?:actor|evaluator|fleet|learner|replay|events)_|grpc_server_|process_(?!id\b))\w+")
 SUFFIXES = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count"), "summary": ("_sum", "_count")}
 
 
@@ -42,6 +43,7 @@ def families(folder: Path) -> list[Metric]:
         ActorMetrics().registry,
         LearnerMetrics(folder).registry,
         EvaluatorMetrics().registry,
+        FleetMetrics(lambda: 2, lambda: 1).registry,
     ]
     return [family for registry in registries for family in registry.collect()]
 

@@ -26,11 +26,14 @@ class RayCluster:
     Args:
         head_cpus: logical ones of the head, on which commands run.
         temp_dir: where Ray keeps sockets and logs; a short path.
+
+    Attributes:
+        head: the node on which commands run.
     """
 
     def __init__(self, head_cpus: int, temp_dir: Path) -> None:
         self._cluster = Cluster()
-        self._head: Any = self._cluster.add_node(
+        self.head: Any = self._cluster.add_node(
             num_cpus=head_cpus,
             object_store_memory=OBJECT_STORE_BYTES,
             include_dashboard=False,
@@ -49,21 +52,21 @@ class RayCluster:
     def kill(self, node: Any) -> None:
         """What a machine that loses power leaves of its processes: nothing, and nobody is told."""
         raylet = _pid(node, "raylet")
-        for pid in (*children_of(raylet), raylet):
+        for pid in (raylet, *children_of(raylet)):
             os.kill(pid, signal.SIGKILL)
         self._cluster.remove_node(node, allow_graceful=False)
 
     def kill_gcs(self) -> None:
         """End the control service."""
-        self._head.kill_gcs_server(check_alive=False)
+        self.head.kill_gcs_server(check_alive=False)
 
     def start_gcs(self) -> None:
         """Start the control service again, where it was."""
-        self._head.start_gcs_server()
+        self.head.start_gcs_server()
 
-    def processes_of(self, node: Any) -> list[int]:
-        """The processes that Ray started on a node for actors."""
-        return children_of(_pid(node, "raylet"))
+    def processes_of(self, node: Any, actor_class: str) -> list[int]:
+        """The processes on a node that are Ray actors of a class."""
+        return [pid for pid in children_of(_pid(node, "raylet")) if actor_class in _command(pid)]
 
     def close(self) -> None:
         """End all nodes."""
@@ -72,15 +75,22 @@ class RayCluster:
 
 def children_of(parent: int) -> list[int]:
     """Process ids."""
-    found: list[int] = []
-    for file in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = file.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if int(fields[1]) == parent:
-            found.append(int(file.parent.name))
-    return found
+    return [int(path.name) for path in Path("/proc").glob("[0-9]*") if parent_of(int(path.name)) == parent]
+
+
+def parent_of(pid: int) -> int | None:
+    """The process id of the parent; None if the process has ended."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return None
+
+
+def _command(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().decode()
+    except OSError:
+        return ""
 
 
 def _pid(node: Any, process: str) -> int:
