@@ -60,9 +60,8 @@ def print_status(folder: RunFolder, console: Console, *, as_json: bool) -> None:
 
 def _print_fleet(fleet: FleetRecord, console: Console) -> None:
     running = sum(role.state is RoleState.RUNS for role in fleet.actors)
-    _line(
-        console, f"{running} actors run, {fleet.actors_wanted} are wanted; since {fleet.elapsed_seconds / 60:.1f} min"
-    )
+    minutes = fleet.elapsed_seconds / 60
+    _line(console, f"for {minutes:.1f} minutes; {running} of {fleet.actors_wanted} wanted actors run")
     _line(console, f"replay {fleet.replay_address}, metrics http://{fleet.metrics_address}/metrics and …/sd")
     table = Table(box=None, header_style="dim")
     table.add_column("role")

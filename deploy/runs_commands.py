@@ -134,7 +134,7 @@ def stop(
     typer.echo(stop_run(folder, timeout if wait else 0.0))
 
 
-def status(run: Run, root: Root = DEFAULT_ROOT, as_json: AsJson = False) -> None:
+def status(run: RunName, root: Root = DEFAULT_ROOT, as_json: AsJson = False) -> None:
     """Show how a run stands: its roles, their machines and weights, and how fast it goes.
 
     Example: `zero status latest --json`
@@ -145,7 +145,7 @@ def status(run: Run, root: Root = DEFAULT_ROOT, as_json: AsJson = False) -> None
 
 
 def scale(
-    run: Run,
+    run: RunName,
     actors: Annotated[int, typer.Option(min=0, help="How many actors the run shall have.")],
     root: Root = DEFAULT_ROOT,
     wait: Annotated[bool, typer.Option(help="Return when it has them.")] = True,
