@@ -90,6 +90,12 @@ MISTAKES = [
     ("mlflow runs --port 99999", 2, "--port"),
     ("ray --port soon", 2, "--port"),
     ("stop nowhere", 2, "nowhere"),
+    ("status nowhere", 2, "nowhere"),
+    ("scale nowhere --actors 2", 2, "nowhere"),
+    ("scale untrained --actors 2", 2, "does not go on"),
+    ("scale untrained", 2, "--actors"),
+    (f"train --experiment tic_tac_toe --ray-address {NOBODY} --place player:cpu=1", 2, "player:cpu=1"),
+    ("train --experiment tic_tac_toe --detach", 2, "--ray-address"),
     ("learner --run-dir file", 2, "file"),
     ("learner --experiment nowhere", 2, "nowhere"),
     ("learner --experiment tic_tac_toe --run-dir runs/damaged-checkpoint", 2, "step-000000007"),
@@ -215,7 +221,7 @@ def test_a_port_that_is_taken_is_named(
 @pytest.mark.parametrize(
     "line",
     ["config show", "config check", "runs list", "runs show untrained", "runs compare untrained damaged-checkpoint",
-     "statistics list"],
+     "status untrained", "statistics list"],
 )  # fmt: skip
 @pytest.mark.usefixtures("folder")
 def test_json_is_all_that_is_printed(
