@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from threading import Event
 
 import pytest
 
@@ -16,13 +17,15 @@ from deploy.statistics.definitions import Aggregation, Statistic, load_statistic
 from deploy.statistics.event_reader import EventTable, ServerCounts, ServerEvents
 from deploy.statistics.pipeline import Pipeline, PipelineMetrics, RunStatistics, State, StateFile, resumed
 from deploy.statistics.run_statistics import EventSource, StatisticsSettings, mlflow_uri, run_statistics
-from deploy.statistics.sinks import JsonLinesSink
-from deploy.statistics.windows import Window
+from deploy.statistics.sinks import JsonLinesSink, Sink
+from deploy.statistics.windows import Point, Window
 from replay_server.client import ReplayClient, ReplayError, registered_process
 from replay_server.recorded_metrics import Counter, RecordingRegistry
 from replay_server.server import BoundAddresses, ReplayServer, ReplayServerSettings
+from tests.roles import wait_until
+from zero import events as recorded
 from zero.config import ExperimentConfig
-from zero.events import EVENTS_TABLE, Event, EventSeries, batches, events_table, to_trajectory
+from zero.events import EVENTS_TABLE, EventSeries, batches, events_table, to_trajectory
 from zero.tables import TableConfig
 from zero.trajectories import ColumnSpec
 
@@ -45,7 +48,7 @@ def client(bound: BoundAddresses) -> Iterator[ReplayClient]:
 
 
 def send(client: ReplayClient, steps: Sequence[int], batch_id: str) -> None:
-    events = [Event(EventSeries("x"), 1.0, step, time.time()) for step in steps]
+    events = [recorded.Event(EventSeries("x"), 1.0, step, time.time()) for step in steps]
     client.insert(EVENTS_TABLE, [to_trajectory(batch) for batch in batches(events, "actor-0", batch_id)])
 
 
@@ -120,7 +123,7 @@ def test_what_cannot_be_read_is_no_obstacle(
 ) -> None:
     """Events whose names are damaged are deleted; those around them count."""
     send(client, [1], "a")
-    (batch,) = batches([Event(EventSeries("{"), 1.0, 0, 0.0)], "me", "b")
+    (batch,) = batches([recorded.Event(EventSeries("{"), 1.0, 0, 0.0)], "me", "b")
     client.insert(EVENTS_TABLE, [to_trajectory(batch)])
     send(client, [2], "c")
     running = start()
@@ -193,6 +196,45 @@ def test_a_run_ends_with_all_that_its_roles_recorded(
     found = dict(points(folder.points_file))
     assert found["mine"] == 1000
     assert found["total/weights_updates"] == 0
+
+
+def test_a_sink_that_hangs_holds_up_neither_roles_nor_other_sinks(client: ReplayClient, tmp_path: Path) -> None:
+    """A role records, sends and ends as ever, its events leave the server, and other sinks get every point."""
+    hanging, file = Hanging(), StateFile(tmp_path / "state.json")
+    sinks = [hanging, JsonLinesSink(tmp_path / "points.jsonl")]
+    pipeline = Pipeline(EventTable(client), None, [SUM, TOTAL], State(), file, sinks, PipelineMetrics())
+    registry = RecordingRegistry()
+    counter = Counter("x", "Help.", registry=registry)
+    with RunStatistics(pipeline) as statistics:
+        with registered_process(client, "learner", "learner", registry, "127.0.0.1", 0):
+            for step in range(100):
+                registry.events.step = step
+                counter.inc()
+            assert hanging.has_begun.wait(30)  # while the role is still at work
+            for _ in range(100):
+                counter.inc()
+        statistics.drain()
+        assert client.server_info().tables[EVENTS_TABLE].num_trajectories == 0
+        wait_until(lambda: points(tmp_path / "points.jsonl")[-1:] == [("total", 200.0)])
+        hanging.may_end.set()
+    assert registry.get_sample_value("zero_events_total", {"outcome": "recorded"}) == 200
+
+
+class Hanging(Sink):
+    """Takes points and does not come back."""
+
+    name = "hanging"
+
+    def __init__(self) -> None:
+        self.has_begun, self.may_end = Event(), Event()
+
+    def write(self, points: Sequence[Point]) -> None:  # noqa: ARG002
+        """As said."""
+        self.has_begun.set()
+        self.may_end.wait()
+
+    def close(self, outcome: pipeline_module.Outcome) -> None:
+        """Nothing is open."""
 
 
 def test_a_pipeline_that_cannot_go_on_ends_nothing_else(
