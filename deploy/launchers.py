@@ -5,13 +5,17 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from deploy.errors import BAD_INPUT, DeployError
-from deploy.interrupts import INTERRUPTED
+from deploy.interrupts import INTERRUPTED, POLL_SECONDS, Interrupts
+
+ENDING_SECONDS = 10.0
+"""A program that is told to end is killed after so long."""
 
 Place = Annotated[Path, typer.Argument(metavar="DIR", help="A run's folder, or one that holds runs.")]
 Host = Annotated[str, typer.Option(help="Interface to serve on.")]
@@ -50,14 +54,25 @@ def mlflow(
     _run([sys.executable, "-m", "mlflow", "server", *arguments], f"http://{host}:{port}")
 
 
-def ray(host: Host = "127.0.0.1", port: Annotated[int, _port(8265)] = 8265) -> None:
+def ray(
+    host: Host = "127.0.0.1",
+    port: Annotated[int, _port(8265)] = 8265,
+    cluster_port: Annotated[int, typer.Option(min=1, max=65535, help="Port that machines join the cluster at.")] = 6379,
+) -> None:
     """Start a Ray head with its dashboard, for `zero train --ray-address auto`, until Ctrl-C.
 
     Example: `zero ray --port 8265`
     """
     _warn_unless(importlib.util.find_spec("aiohttp_cors") is not None, "no dashboard: pip install 'ray[default]'")
-    arguments = ["--head", "--block", "--disable-usage-stats", "--dashboard-host", host, "--dashboard-port", str(port)]
+    typer.echo("the dashboard asks for a token, which `ray get-auth-token --generate` prints")
+    dashboard = ["--dashboard-host", host, "--dashboard-port", str(port)]
+    arguments = ["--head", "--block", "--disable-usage-stats", "--port", str(cluster_port), *dashboard]
     _run([sys.executable, "-m", "ray.scripts.scripts", "start", *arguments], f"http://{host}:{port}")
+
+
+def _wait(process: "subprocess.Popen[bytes]", seconds: float) -> None:
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(seconds)
 
 
 def _refuse_missing(module: str, remedy: str) -> None:
@@ -75,14 +90,17 @@ def _warn_unless(condition: object, text: str) -> None:
 
 
 def _run(command: Sequence[str], address: str) -> None:
-    """Run a program until it ends; Ctrl-C reaches it too, and is its ordinary end."""
+    """Run a program until it ends; a signal, which is its ordinary end, ends it before this command."""
     typer.echo(f"serving {address} (Ctrl-C stops)")
     environment = os.environ | {"MLFLOW_ALLOW_FILE_STORE": "true", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    with subprocess.Popen(command, env=environment) as process:  # noqa: S603 - its arguments are ours
-        try:
-            code = process.wait()
-        except KeyboardInterrupt:
-            process.wait()
-            raise typer.Exit(INTERRUPTED) from None
+    with Interrupts() as interrupts, subprocess.Popen(command, env=environment) as process:  # noqa: S603 - ours
+        while process.poll() is None and not interrupts.count:
+            _wait(process, POLL_SECONDS)
+        if interrupts.count:
+            process.terminate()
+            _wait(process, ENDING_SECONDS)
+            process.kill()
+            raise typer.Exit(INTERRUPTED)
+        code = process.returncode
     if code:
         raise DeployError(f"{command[2]} ended with exit code {code}")
