@@ -10,9 +10,17 @@ from replay_server.client import ReplayClient, ReplayTimeout, Weights
 logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.5
-"""How often newer weights are asked for: new weights reach every actor within a second."""
+"""How often newer weights are asked for where no acknowledgement has named any: they arrive within a second."""
+MAX_POLL_SECONDS = 5.0
+POLL_SHARE = 0.01
+"""Of its time that an actor asks at most: the longer an answer takes, the less often a thousand of them ask."""
 REQUEST_SECONDS = 5.0
 """One request for weights may take this long, and so may closing."""
+
+
+def poll_pause(answer_seconds: float) -> float:
+    """Seconds until newer weights are asked for again, after an answer that took so long."""
+    return min(max(POLL_SECONDS, answer_seconds / POLL_SHARE), MAX_POLL_SECONDS)
 
 
 class WeightsClient:
@@ -27,11 +35,11 @@ class WeightsClient:
         self._client = client
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="weights-client")
         self._pending: Future[Weights | None] | None = None
-        self._asked_at = -POLL_SECONDS
+        self._ask_at = 0.0
         self._away = False
 
     def poll(self) -> Weights | None:
-        """Newer weights if they have arrived, at once; asks for them every POLL_SECONDS.
+        """Newer weights if they have arrived, at once; asks for them when an insert was told of them, and now and then.
 
         Raises:
             ReplayError: the server refused. Its being away is no error: play goes on with what there is.
@@ -40,10 +48,17 @@ class WeightsClient:
         if self._pending is not None and self._pending.done():
             newer = self._take(self._pending)
             self._pending = None
-        if self._pending is None and time.monotonic() - self._asked_at >= POLL_SECONDS:
-            self._asked_at = time.monotonic()
-            self._pending = self._executor.submit(self._client.get_weights, self.version, timeout=REQUEST_SECONDS)
+        if self._pending is None and (self._client.newest_weights > self.version or time.monotonic() >= self._ask_at):
+            self._pending = self._executor.submit(self._ask, self.version)
         return newer
+
+    def _ask(self, version: int) -> Weights | None:
+        started = time.monotonic()
+        try:
+            return self._client.get_weights(version, timeout=REQUEST_SECONDS)
+        finally:
+            ended = time.monotonic()
+            self._ask_at = ended + poll_pause(ended - started)
 
     def wait_for_newer(self, stop: Event) -> Weights | None:
         """Newer weights as soon as there are any; None if `stop` was set first."""

@@ -53,6 +53,7 @@ logger = logging.getLogger(__name__)
 
 _CHUNK_BYTES = 1 << 20
 _FIRST_CONTACT_SECONDS = 2.0
+_REGISTRATION_SECONDS = 5.0
 _INSERT = "/zero.v1.ReplayService/Insert"
 _SAMPLE = "/zero.v1.ReplayService/Sample"
 
@@ -68,6 +69,7 @@ class ReplayClient:
 
     Attributes:
         address: host:port.
+        newest_weights: the version that the acknowledgement of the last `insert` named; 0 for none.
 
     Raises:
         ReplayError: the server refused a call for a reason that waiting does not mend.
@@ -100,6 +102,7 @@ class ReplayClient:
         """
         tune_malloc()
         self.address = address
+        self.newest_weights = 0
         self._compress = compress
         self._repeat = repeat
         self._connection = Connection(address, client_name, max_message_bytes, credentials)
@@ -168,6 +171,7 @@ class ReplayClient:
         size = _size_metadata(len(request))
         answer = self._call(lambda seconds: self._insert(request, timeout=seconds, metadata=size), timeout)
         response = replay_pb2.InsertResponse.FromString(answer)
+        self.newest_weights = response.weights_version
         return InsertResult(response.stored, response.duplicates)
 
     def insert_stream(
@@ -486,7 +490,7 @@ class ProcessRegistration:
         interval = 1.0
         while True:
             try:
-                interval = self._register(2.0) / 3
+                interval = self._register(_REGISTRATION_SECONDS) / 3
             except ReplayTimeout:
                 interval = 1.0
             except ReplayError as error:

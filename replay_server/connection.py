@@ -87,7 +87,7 @@ class Connection:
     ) -> None:
         self.address = address
         self.max_message_bytes = max_message_bytes
-        options = _channel_options(client_name, max_message_bytes)
+        options = channel_options(client_name, max_message_bytes)
         credentials = credentials or Credentials()
         self._plain = credentials.ca_file is None
         self.channel = open_channel(address, credentials, options)
@@ -194,7 +194,8 @@ class _Memory:
         self.data = data  # lives as long as arrays over it
 
 
-def _channel_options(client_name: str, max_message_bytes: int) -> list[tuple[str, int | str]]:
+def channel_options(client_name: str, max_message_bytes: int) -> list[tuple[str, int | str]]:
+    """How gRPC is to treat the connection of a client."""
     # Without keepalive a partition is noticed after a minute and work resumes most of a minute after it has healed.
     return [
         ("grpc.primary_user_agent", client_name),

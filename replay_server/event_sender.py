@@ -18,10 +18,18 @@ from zero.wire.codec import Reason
 logger = logging.getLogger(__name__)
 
 SEND_INTERVAL_SECONDS = 1.0
+MAX_INTERVAL_SECONDS = 5.0
+SEND_SHARE = 0.02
+"""Of its time that a process sends at most: a server that is slow, since a thousand do so, is sent more at once."""
 REQUEST_SECONDS = 5.0
 """One attempt to send may take this long; then it is made again, under the same id."""
 CLOSING_SECONDS = 5.0
 """So long the end waits for what is left; what a server that is away does not take then is counted as lost."""
+
+
+def send_pause(seconds: float) -> float:
+    """Seconds until events are sent again, after a sending that took so long."""
+    return min(max(SEND_INTERVAL_SECONDS, seconds / SEND_SHARE), MAX_INTERVAL_SECONDS)
 
 
 class StoresEvents(Protocol):
@@ -64,8 +72,11 @@ class EventSender:
         self._thread.join()
 
     def _run(self) -> None:
-        while not self._stop.wait(SEND_INTERVAL_SECONDS):
+        pause = SEND_INTERVAL_SECONDS
+        while not self._stop.wait(pause):
+            started = time.monotonic()
             self._send_all()
+            pause = send_pause(time.monotonic() - started)
         self._send_all()
 
     def _send_all(self) -> None:

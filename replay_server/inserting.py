@@ -56,14 +56,16 @@ class Inserter:
         leases: LeaseBook,
         border: Border,
         metrics: ServerMetrics,
+        newest_weights: Callable[[], int],
     ) -> None:
-        """`find` gives the table of a name, or raises Refusal."""
+        """`find` gives the table of a name, or raises Refusal; `newest_weights` their version."""
         self._find = find
         self._commit = commit
         self._leases = leases
         self._border = border
         self._in_flight = border.in_flight
         self._metrics = metrics
+        self._newest_weights = newest_weights
         self._readers: dict[Signature, BlockReader] = {}
 
     async def insert(self, data: bytes, call: Call) -> bytes:
@@ -73,7 +75,7 @@ class Inserter:
         # The log may have it even if the caller goes away now.
         inserted = await asyncio.shield(outcome)
         self._metrics.insert_seconds.observe(time.perf_counter() - started)
-        return _response(inserted).SerializeToString()
+        return self._response(inserted).SerializeToString()
 
     async def _begin(self, message: bytes, seconds: float) -> "asyncio.Future[Inserted]":
         try:
@@ -257,10 +259,15 @@ class Inserter:
             except (Refusal, CodecError) as refusal:
                 response = replay_pb2.InsertStreamResponse(refused=self._border.refused(refusal))
             else:
-                response = replay_pb2.InsertStreamResponse(inserted=_response(inserted))
+                response = replay_pb2.InsertStreamResponse(inserted=self._response(inserted))
                 self._metrics.insert_seconds.observe(time.perf_counter() - streamed.started)
             call.bytes.count(Direction.REQUESTS, -streamed.num_bytes)
             await call.write(response.SerializeToString())
+
+    def _response(self, inserted: Inserted) -> replay_pb2.InsertResponse:
+        return replay_pb2.InsertResponse(
+            stored=inserted.stored, duplicates=inserted.duplicates, weights_version=self._newest_weights()
+        )
 
 
 class _Streamed(NamedTuple):
@@ -286,10 +293,6 @@ def _split(data: bytes) -> tuple[bytes, float]:
 
 def _lease_of(parts: InsertParts) -> Lease:
     return Lease(parts.request.lease.name, parts.request.lease.token)
-
-
-def _response(inserted: Inserted) -> replay_pb2.InsertResponse:
-    return replay_pb2.InsertResponse(stored=inserted.stored, duplicates=inserted.duplicates)
 
 
 def _ids(admission: _Admission) -> list[str]:

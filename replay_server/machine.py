@@ -1,6 +1,7 @@
-"""What the machine has for this process: memory, also as a container allows it, and room on a disk."""
+"""What the machine has for this process: memory, also as a container allows it, room on a disk, open files."""
 
 import os
+import resource
 import shutil
 from pathlib import Path
 from typing import NamedTuple
@@ -36,6 +37,17 @@ def memory_limit_bytes(limits: tuple[Path, ...] = _CGROUP_LIMITS) -> int:
         if text.isdecimal():  # else it says "max"
             memory = min(memory, int(text))
     return memory
+
+
+def allow_open_files() -> int:
+    """Let this process open as many files as the system allows it, and say how many; every connection is one.
+
+    Shells commonly begin with 1,024, for the sake of programs that use select(2), which is none of ours.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard
 
 
 def disk_of(folder: Path) -> Disk:

@@ -30,7 +30,7 @@ from replay_server.inserting import Inserter
 from replay_server.interceptors import CallMetrics, MetricsInterceptor
 from replay_server.lease_book import LeaseBook
 from replay_server.limits import InFlight, Limits
-from replay_server.machine import Disk, disk_of, memory_limit_bytes
+from replay_server.machine import Disk, allow_open_files, disk_of, memory_limit_bytes
 from replay_server.malloc import tune_malloc
 from replay_server.metrics import Levels, ServerMetrics
 from replay_server.metrics_endpoint import MetricsEndpoint
@@ -203,6 +203,7 @@ class ReplayServer:
         self._stopping = asyncio.Event()
         self._started.set()
         tune_malloc()
+        allow_open_files()
         parts = _Parts(self._settings)
         async with AsyncExitStack() as stack:
             if self._settings.redis_url is None:
@@ -287,13 +288,22 @@ class _Parts:
         settings = self._settings
         server = grpc.aio.server(
             interceptors=self._interceptors(),
-            options=_server_options(settings.max_message_bytes),
+            options=[
+                *_server_options(settings.max_message_bytes),
+                # Where a thousand calls wait gRPC would cancel some at random, which come again at once.
+                ("grpc.server.max_pending_requests", settings.max_concurrent_calls),
+                ("grpc.server.max_pending_requests_hard_limit", 2 * settings.max_concurrent_calls),
+            ],
             maximum_concurrent_rpcs=settings.max_concurrent_calls,
         )
+
+        def newest_weights() -> int:
+            return self._weights.newest.version
+
         replay = ReplayService(
             self._catalog,
-            Inserter(self._catalog.find, self._commit, self._leases, self._border, self._metrics),
-            Sampler(self._catalog.find, lambda: self._weights.newest.version, self._border, self._metrics, self._rng),
+            Inserter(self._catalog.find, self._commit, self._leases, self._border, self._metrics, newest_weights),
+            Sampler(self._catalog.find, newest_weights, self._border, self._metrics, self._rng),
             self._weights,
             self._processes,
             self._leases,

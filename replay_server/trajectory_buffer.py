@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from threading import Event
+from threading import Condition, Event
 
 import numpy as np
 
@@ -19,7 +19,12 @@ from zero.trajectories import PriorityUpdates, SampleSpec, SequenceBatch, Trajec
 
 INSERT_SECONDS = 5.0
 """One insert waits this long for the rate limiter or the store; then it is sent again, under the same id."""
-
+MAX_INSERT_SECONDS = 20.0
+"""The next one waits twice as long, up to this: what an overloaded server works on must not have been given up."""
+CALLS_IN_FLIGHT = 2
+"""Inserts of one inlet: while one is on its way the next one fills."""
+CALL_BYTES = 4 << 20
+"""Trajectories go together up to this; a larger one goes alone."""
 DELIVERY_SECONDS = 15.0
 """Once a role is to stop, what it has collected is sent for at least this long before it is given up."""
 
@@ -34,13 +39,14 @@ class BufferClosedError(RuntimeError):
 class TrajectoryInlet:
     """Inserts beside the playing thread; when the bound is reached, collecting waits, so memory cannot grow.
 
-    An insert is repeated until it is acknowledged, which is safe because trajectories carry their idempotency key. For
-    one thread.
+    What is collected while others are on their way goes with the next call, so that a server with a thousand actors
+    that does not keep up has fewer calls to answer, not more. An insert is repeated until it is acknowledged, which is
+    safe because trajectories carry their idempotency key.
 
     Args:
         client: of the replay server.
         table: the table's name.
-        max_in_flight: inserts that may be unacknowledged.
+        max_in_flight: trajectories that may be unacknowledged.
         stop: once it is set, what is not acknowledged within DELIVERY_SECONDS is given up at its next time-out.
     """
 
@@ -49,8 +55,12 @@ class TrajectoryInlet:
         self._table = table
         self._max_in_flight = max_in_flight
         self._stop = stop
-        self._executor = ThreadPoolExecutor(max_in_flight, thread_name_prefix="data-collector")
-        self._in_flight: deque[Future[None]] = deque()
+        self._executor = ThreadPoolExecutor(CALLS_IN_FLIGHT, thread_name_prefix="data-collector")
+        self._condition = Condition()
+        self._unsent: deque[Trajectory] = deque()
+        self._sending: list[Future[None]] = []
+        self._failures: deque[ReplayError] = deque()
+        self._unacknowledged = 0
         self._collected = 0
         self._give_up_at = math.inf
 
@@ -60,14 +70,20 @@ class TrajectoryInlet:
         Raises:
             ReplayError: the server refused an earlier trajectory.
         """
-        while self._in_flight and (self._in_flight[0].done() or len(self._in_flight) >= self._max_in_flight):
-            self._in_flight.popleft().result()
-        self._in_flight.append(self._executor.submit(self._insert, data))
-        self._collected += 1
+        with self._condition:
+            self._condition.wait_for(lambda: self._failures or self._unacknowledged < self._max_in_flight)
+            self._raise_failure()
+            self._unsent.append(data)
+            self._unacknowledged += 1
+            self._collected += 1
+            self._sending = [sending for sending in self._sending if not sending.done()]
+            if len(self._sending) < CALLS_IN_FLIGHT:
+                self._sending.append(self._executor.submit(self._send))
 
     def counts(self) -> QueueCounts:
         """Those that wait are in flight; none is dropped."""
-        return QueueCounts(self._collected, 0, sum(not future.done() for future in self._in_flight))
+        with self._condition:
+            return QueueCounts(self._collected, 0, self._unacknowledged)
 
     def close(self) -> None:
         """Wait for what is in flight.
@@ -76,16 +92,55 @@ class TrajectoryInlet:
             ReplayError: the server refused a trajectory.
         """
         self._executor.shutdown(wait=True)
-        while self._in_flight:
-            self._in_flight.popleft().result()
+        for sending in self._sending:
+            sending.result()
+        self._raise_failure()
 
-    def _insert(self, trajectory: Trajectory) -> None:
+    def _raise_failure(self) -> None:
+        if self._failures:
+            raise self._failures.popleft()
+
+    def _send(self) -> None:
+        """Send until there is nothing left to send."""
+        while trajectories := self._take():
+            try:
+                self._insert_each(trajectories)
+            finally:
+                with self._condition:
+                    self._unacknowledged -= len(trajectories)
+                    self._condition.notify_all()
+
+    def _take(self) -> list[Trajectory]:
+        """What goes with one call."""
+        taken: list[Trajectory] = []
+        num_bytes = 0
+        with self._condition:
+            while self._unsent and (not taken or num_bytes + _bytes_of(self._unsent[0]) <= CALL_BYTES):
+                num_bytes += _bytes_of(self._unsent[0])
+                taken.append(self._unsent.popleft())
+        return taken
+
+    def _insert_each(self, trajectories: Sequence[Trajectory]) -> None:
+        """Insert them in one call, and where that is refused one by one, so that each stands for itself."""
+        try:
+            self._insert(trajectories)
+        except ReplayError as error:
+            if len(trajectories) == 1:
+                with self._condition:
+                    self._failures.append(error)
+                return
+            for trajectory in trajectories:
+                self._insert_each([trajectory])
+
+    def _insert(self, trajectories: Sequence[Trajectory]) -> None:
+        seconds = INSERT_SECONDS
         while True:
             try:
-                self._client.insert(self._table, [trajectory], timeout=INSERT_SECONDS)
+                self._client.insert(self._table, trajectories, timeout=seconds)
             except ReplayTimeout:
                 if self._is_over():
                     return
+                seconds = INSERT_SECONDS if self._stop.is_set() else min(2 * seconds, MAX_INSERT_SECONDS)
             else:
                 return
 
@@ -94,6 +149,10 @@ class TrajectoryInlet:
         if self._stop.is_set():
             self._give_up_at = min(self._give_up_at, time.monotonic() + DELIVERY_SECONDS)
         return time.monotonic() >= self._give_up_at
+
+
+def _bytes_of(trajectory: Trajectory) -> int:
+    return sum(column.nbytes for column in trajectory.columns.values())
 
 
 class TrajectoryBuffer(FedBuffer[Trajectory, SequenceBatch]):

@@ -16,6 +16,8 @@ from zero.wire.codec import Reason
 WEIGHTS_SERVICE = "zero.v1.WeightsService"
 
 _CHUNK_BYTES = 1 << 20
+_SENT_CHUNK_BYTES = 1 << 18
+"""Of an answer, of which every reader makes gRPC hold one; a thousand actors fetch new weights at the same time."""
 
 
 class WeightsService:
@@ -88,5 +90,5 @@ def _answer(newest: StoredWeights, newer_than: int) -> Iterator[weights_pb2.GetW
             sha256=newest.sha256,
         )
     )
-    for start in range(0, len(newest.payload), _CHUNK_BYTES):
-        yield weights_pb2.GetWeightsResponse(chunk=newest.payload[start : start + _CHUNK_BYTES])
+    for start in range(0, len(newest.payload), _SENT_CHUNK_BYTES):
+        yield weights_pb2.GetWeightsResponse(chunk=newest.payload[start : start + _SENT_CHUNK_BYTES])

@@ -27,6 +27,7 @@ from learner.metrics import LearnerMetrics
 from learner.saving import CursorSource, Saving
 from learner.weights_publisher import WeightsPublisher
 from replay_server import trajectory_buffer
+from replay_server.answers import Weights
 from replay_server.client import ReplayClient, ReplayError, ReplayTimeout
 from replay_server.sample_stream import StreamState
 from replay_server.server import ReplayServer, ReplayServerSettings
@@ -362,6 +363,30 @@ def test_published_weights_reach_a_waiting_actor(client: ReplayClient) -> None:
     assert receiver.poll() is None
     publisher.close()
     receiver.close()
+
+
+def wait_for_newer(receiver: WeightsClient, seconds: float) -> Weights | None:
+    stop = Event()
+    timer = Timer(seconds, stop.set)
+    timer.start()
+    newer = receiver.wait_for_newer(stop)
+    timer.cancel()
+    return newer
+
+
+def test_an_insert_tells_an_actor_of_new_weights(client: ReplayClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who inserts learns from the acknowledgement that there are newer weights, and asks for them without delay."""
+    client.create_table(self_play_table(CONFIG, make_game("tic_tac_toe", {})))
+    monkeypatch.setattr("actors.weights_client.poll_pause", lambda _: 3600.0)
+    with closing(WeightsClient(client)) as receiver:
+        assert wait_for_newer(receiver, 0.3) is None  # has asked once, and asks no more for an hour
+        version = client.publish_weights(b"newer", 1)
+        assert wait_for_newer(receiver, 0.3) is None
+        client.insert(TABLE_NAME, [trajectory(1)])
+        assert client.newest_weights == version
+        newer = wait_for_newer(receiver, 10.0)
+        assert newer is not None
+        assert newer.version == version
 
 
 @pytest.mark.slow

@@ -647,19 +647,23 @@ class InsertResponse(_message.Message):
 
     STORED_FIELD_NUMBER: _builtins.int
     DUPLICATES_FIELD_NUMBER: _builtins.int
+    WEIGHTS_VERSION_FIELD_NUMBER: _builtins.int
     stored: _builtins.int
     """How many were new, over all tables."""
     duplicates: _builtins.int
     """How many were known already, with the same content, over all tables."""
+    weights_version: _builtins.int
+    """The newest weights that the server has, 0 for none: who plays need not ask again and again whether there are any."""
     def __init__(
         self,
         *,
         stored: _builtins.int = ...,
         duplicates: _builtins.int = ...,
+        weights_version: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["duplicates", b"duplicates", "stored", b"stored"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["duplicates", b"duplicates", "stored", b"stored", "weights_version", b"weights_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
