@@ -143,7 +143,10 @@ class DataUser(Generic[R]):
         return self._buffer.max_queue_size
 
     def count_data_added_since(self, timestamp: float) -> int:
-        """How many samples that an update took in were collected strictly after a time of the collectors' clock."""
+        """How many samples that an update took in were collected strictly after a time of the collectors' clock.
+
+        Exact up to half a million; more than that are counted within a thousandth.
+        """
         with self._lock:
             return self._stamps.count_after(timestamp)
 
@@ -160,6 +163,11 @@ class DataUser(Generic[R]):
     def refused(self) -> int:
         """Samples that the buffer did not take."""
         return self._refused
+
+    @property
+    def missed(self) -> int:
+        """Chunks of samples that a server had removed before this user read them."""
+        return self._buffer.missed if isinstance(self._buffer, FedBuffer) else 0
 
     # --- saving ------------------------------------------------------------------------------------------------------
 
@@ -179,7 +187,8 @@ class DataUser(Generic[R]):
             shutil.rmtree(new, ignore_errors=True)
             new.mkdir()
             self._buffer.save_state(new / _BUFFER)
-            write_state(new / _TIMES, _KIND, {"times": self._stamps.times(), "refused": self._refused})
+            times, counts = self._stamps.entries()
+            write_state(new / _TIMES, _KIND, {"times": times, "counts": counts, "refused": self._refused})
             flush_folder(new)
             write_state(path / _CURRENT, _KIND, {"folder": new.name})
             if old is not None:
@@ -198,7 +207,7 @@ class DataUser(Generic[R]):
                 raise FileNotFoundError(f"no saved state in {path}")
             state = read_state(folder / _TIMES, _KIND)
             self._buffer.load_state(folder / _BUFFER)
-            self._stamps = Stamps(state["times"])
+            self._stamps = Stamps(state["times"], state["counts"])
             self._refused = state["refused"]
 
 
@@ -231,7 +240,7 @@ class DataUsersDict(UserDict[str, DataUser[Any]]):
 
     def __setitem__(self, name: str, user: DataUser[Any]) -> None:
         super().__setitem__(name, user)
-        self.metrics.watch(name, user.counts, lambda: user.refused)
+        self.metrics.watch(name, user.counts, lambda: user.refused, lambda: user.missed)
 
     @property
     def data_collectors_dict(self) -> InletsDict:

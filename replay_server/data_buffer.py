@@ -184,6 +184,11 @@ class FedBuffer(DataBuffer[T, R]):
     def open_inlet(self, *, exclusive: bool = True) -> Inlet[Any]:
         """Where a collector attaches; see InletSource."""
 
+    @property
+    def missed(self) -> int:
+        """Chunks of samples that were gone before `pull` could see them."""
+        return 0
+
     @abstractmethod
     def pull(self) -> Sequence[float]:
         """See what has come since the last call; returns when each was collected."""

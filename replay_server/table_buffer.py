@@ -107,7 +107,10 @@ class _Served(FedBuffer[Mapping[str, Any], R]):
         self._table = config.name
         self._options = options
         self._chunk_steps, self._insert_steps = 1, 1
+        self._misses_what_is_gone = True
         self._cursor = 0
+        self._missed = 0
+        self._is_reading = False  # what was removed before its first look, a user has not missed
         client.create_table(config)
 
     def open_inlet(self, *, exclusive: bool = True) -> TableInlet:
@@ -137,13 +140,32 @@ class _Served(FedBuffer[Mapping[str, Any], R]):
         inlet.put(data, time.time())
         inlet.close()
 
+    @property
+    def missed(self) -> int:
+        """See FedBuffer; of a table of random slots none, for what it did not keep is not missed."""
+        return self._missed
+
+    def _go_on(self, cursor: int, num_chunks: int) -> None:
+        """Note how far this user has read, and what was removed before it could: chunks are numbered one by one."""
+        missed = cursor - self._cursor - num_chunks
+        if missed > 0 and self._is_reading and self._misses_what_is_gone:
+            self._missed += missed
+            logger.warning(
+                "%d chunks of up to %d samples of table %s were removed before they were read: update more often, or "
+                "let the server keep more",
+                missed,
+                self._chunk_steps,
+                self._table,
+            )
+        self._cursor, self._is_reading = cursor, True
+
     def _state(self) -> dict[str, Any]:
         return {"table": self._table, "cursor": self._cursor}
 
     def _load(self, path: Path, state: Mapping[str, Any]) -> None:
         if state["table"] != self._table:
             raise StateError(f"{path} is of table {state['table']!r}, not of {self._table!r}")
-        self._cursor = state["cursor"]
+        self._cursor, self._is_reading = state["cursor"], True
 
 
 class TableBuffer(_Served[R]):
@@ -181,6 +203,7 @@ class TableBuffer(_Served[R]):
         super().__init__(buffer, client, config, signature, options)
         self._size = size
         self._replaces = replaces
+        self._misses_what_is_gone = not replaces
         self._chunk_steps = chunk_steps
         self._insert_steps = min(_SINGLE_INSERT_STEPS, size) if replaces else min(_INSERT_STEPS, size)
 
@@ -190,7 +213,7 @@ class TableBuffer(_Served[R]):
         for cursor, chunks in self._client.read_since(self._table, self._cursor, (STAMP.name,)):
             for chunk in chunks:
                 times += chunk.columns[STAMP.name].tolist()
-            self._cursor = cursor
+            self._go_on(cursor, len(chunks))
         return times
 
     def __len__(self) -> int:
@@ -292,7 +315,7 @@ class MirroredBuffer(_Served[R]):
         for cursor, chunks in self._client.read_since(self._table, self._cursor):
             for chunk in chunks:
                 times += self._add_chunk(chunk)
-            self._cursor = cursor
+            self._go_on(cursor, len(chunks))
         return times
 
     def _add_chunk(self, chunk: Trajectory) -> list[float]:

@@ -313,6 +313,33 @@ def test_drops_are_counted_where_they_happen(client: ReplayClient) -> None:
     collectors.close()
 
 
+def test_what_a_user_was_too_late_for_is_told(client: ReplayClient, caplog: pytest.LogCaptureFixture) -> None:
+    """Chunks that were removed since its last update are counted; a user that begins later has missed nothing."""
+    buffers = [on_server(Totals(), client, "late", SIGNATURE, history=10, overflow="block") for _ in range(2)]
+    users = DataUsersDict.from_data_buffers(first=buffers[0], second=buffers[1])
+    capacity = client.server_info().tables["late"].config.capacity
+    with DataCollector[Any](buffers[0].open_inlet()) as collector:
+        collector.collect(step(2))
+        settle(collector)
+        users["first"].update()
+        for _ in range(2 * capacity):
+            collector.collect(step(1))
+        settle(collector)
+        for user in users.values():
+            user.update()
+        missed = 2 * capacity - users["first"].get_data()["1"]
+        assert 0 < users["first"].missed <= missed <= 10 * users["first"].missed
+        assert "removed before they were read" in caplog.text
+        assert users["second"].missed == 0
+        before = users["first"].missed
+        collector.collect(step(1))
+        settle(collector)
+        users["first"].update()
+    value = users.metrics.registry.get_sample_value
+    assert value("zero_data_missed_chunks_total", {"name": "first"}) == before == users["first"].missed
+    assert value("zero_data_missed_chunks_total", {"name": "second"}) == 0
+
+
 def test_a_malformed_value_is_refused_in_the_producer(client: ReplayClient) -> None:
     """Another shape, a value that the dtype cannot hold, NaN: each names its column, and costs only itself."""
     user = DataUser(on_server(SequentialBuffer(NAMES, 10), client, "values", SIGNATURE))

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from actors.data_collector import DataCollector, DataCollectorsDict
+from learner import stamps as stamps_module
 from learner.data_user import DataUser, DataUsersDict
 from learner.stamps import Stamps
 from learner.training_condition import TrainingCondition
@@ -297,10 +298,32 @@ def test_stamps_count_as_a_list_would(parts: list[list[float]], time: float) -> 
         stamps.add(part)
         stamps.count_after(time)
     every = [one for part in parts for one in part]
-    assert stamps.count_after(time) == Stamps(stamps.times()).count_after(time) == sum(one > time for one in every)
+    assert stamps.count_after(time) == Stamps(*stamps.entries()).count_after(time) == sum(one > time for one in every)
     assert len(stamps) == len(every)
     with pytest.raises(ValueError, match="NaN"):
         stamps.add([float("nan")])
+
+
+def test_stamps_take_bounded_room_and_count_what_is_recent_exactly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A million samples in 8,000 entries, a tenth of them out of order: the newest are exact, the rest nearly so."""
+    monkeypatch.setattr(stamps_module, "MAX_ENTRIES", 8_000)
+    monkeypatch.setattr(stamps_module, "PRECISION", 0.01)
+    rng = np.random.default_rng(0)
+    times = np.arange(1_000_000, dtype=np.float64)
+    times[::10] -= rng.integers(0, 1_000, len(times[::10]))
+    stamps = Stamps()
+    for part in np.array_split(times, 300):
+        stamps.add(part.tolist())
+        stamps.count_after(0.0)
+    assert len(stamps) == len(times)
+    assert len(stamps.entries()[0]) <= 8_000
+    in_order = np.sort(times)
+    for time in (999_999.0, 999_000.5, 996_500.0, 990_000.0, 900_000.5, 500_000.0, 100_000.0, 1_000.0, -2_000.0):
+        true = len(times) - int(np.searchsorted(in_order, time, side="right"))
+        found = stamps.count_after(time)
+        assert true <= found <= true * 1.05
+        assert found == true or true > 4_000
+    assert Stamps(*stamps.entries()).count_after(500_000.0) == stamps.count_after(500_000.0)
 
 
 def test_a_condition_counts_what_arrives_while_training_begins() -> None:
