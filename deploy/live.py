@@ -38,6 +38,7 @@ class Status:
         restarts: how often each role was restarted.
         footer: where the run is to be found.
         stopping: the run is being ended.
+        max_steps: the training step at which the run is finished; None for any number.
     """
 
     figures: Figures | None
@@ -49,6 +50,20 @@ class Status:
     restarts: dict[str, int]
     footer: str = ""
     stopping: bool = False
+    max_steps: int | None = None
+
+    @property
+    def seconds_left(self) -> float:
+        """Until the time is over or, as fast as it goes now, the training steps are made; infinity if neither ends."""
+        left = self.total_seconds - self.elapsed_seconds
+        if self.max_steps is not None and self.figures is not None and self.figures.training_steps_per_second > 0:
+            left = min(left, (self.max_steps - self.figures.training_step) / self.figures.training_steps_per_second)
+        return max(0.0, left)
+
+    @property
+    def filled(self) -> float:
+        """How much of the replay table holds steps, 0 to 1; NaN if nobody has said."""
+        return math.nan if self.figures is None else self.figures.replay_steps / self.capacity
 
 
 class View(ABC):
@@ -88,7 +103,9 @@ class PlainView(View):
         if status.figures is None or self._clock() < self._next:
             return
         self._next = self._clock() + PLAIN_INTERVAL_SECONDS
-        self.event(f"{_clock_text(status.elapsed_seconds)} {one_line(status.figures)}")
+        left = "" if math.isinf(status.seconds_left) else f", {_clock_text(status.seconds_left)} left"
+        replay = f"replay {_percent(status.filled)} full"
+        self.event(f"{_clock_text(status.elapsed_seconds)}{left} {one_line(status.figures)} | {replay}")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -171,6 +188,11 @@ def _progress(status: Status) -> RenderableType:
     if status.figures is not None:
         steps = status.figures.replay_steps
         filled = 0.0 if math.isnan(steps) else steps
+        if status.max_steps is not None:
+            made = 0.0 if math.isnan(status.figures.training_step) else status.figures.training_step
+            left = "" if math.isinf(status.seconds_left) else f", {_clock_text(status.seconds_left)} left"
+            text = f"step {made:,.0f} of {status.max_steps:,}{left}"
+            progress.add_task(text, total=status.max_steps, completed=int(min(made, status.max_steps)))
         progress.add_task(f"replay {filled:,.0f} steps", total=status.capacity, completed=int(filled))
     return progress
 

@@ -304,6 +304,7 @@ class _Training:
             restarts=self._supervisor.restarts,
             footer=f"metrics http://{metrics}/metrics  processes http://{metrics}/sd\nrun {self._parts.folder.path}",
             stopping=stopping,
+            max_steps=self._parts.options.max_steps,
         )
 
     def _record_fleet(self) -> None:

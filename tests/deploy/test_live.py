@@ -1,8 +1,10 @@
 """Tests of what a run shows."""
 
 import io
+import math
 from dataclasses import replace
 
+import pytest
 from rich.console import Console
 
 from deploy.figures import Figures, RunFigures, ScoreHistory
@@ -101,6 +103,23 @@ def test_the_plain_view_writes_one_line_per_interval() -> None:
     lines = file.getvalue().splitlines()
     assert len(lines) == 3 + 1
     assert lines[-1] == "learner died [1]"
+
+
+def test_how_long_it_takes_yet_and_how_full_the_table_is_are_told() -> None:
+    """The time that is left, or less if the steps are made sooner at the present rate; nothing without an end."""
+    bounded = replace(status(KNOWN), max_steps=1234 + 142)
+    assert bounded.seconds_left == pytest.approx(10.0)
+    assert replace(bounded, max_steps=10**9).seconds_left == pytest.approx(600 - 125)
+    assert replace(bounded, max_steps=1).seconds_left == 0
+    assert replace(status(UNKNOWN), total_seconds=math.inf, max_steps=5).seconds_left == math.inf
+    file = io.StringIO()
+    with PlainView(Console(file=file, width=200)) as view:
+        view.show(bounded)
+    assert file.getvalue().startswith("2:05, 0:10 left games/s")
+    assert file.getvalue().endswith("| replay 46 % full\n")
+    console = Console(file=io.StringIO(), width=100)
+    console.print(render(bounded))
+    assert "step 1,234 of 1,376, 0:10 left" in console.file.getvalue()
 
 
 def test_the_live_view_draws_and_leaves_the_terminal_as_it_was() -> None:
