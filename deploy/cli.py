@@ -44,6 +44,7 @@ from deploy.run_records import RunState
 from deploy.runs_commands import runs, scale, status, stop
 from deploy.serve_command import serve_agent
 from deploy.statistics_commands import statistics
+from deploy.watch_command import watch
 from replay_server.command import (
     Insecure,
     LogLevel,
@@ -295,7 +296,7 @@ app.command("replay-server")(serve)
 app.command("serve")(serve_agent)
 app.add_typer(replay, name="replay")
 app.add_typer(statistics, name="statistics")
-for command in (play, export, tensorboard, mlflow, ray):
+for command in (play, watch, export, tensorboard, mlflow, ray):
     app.command()(command)
 app.add_typer(runs, name="runs")
 for command in (status, scale, stop):
