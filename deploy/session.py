@@ -4,6 +4,7 @@ import math
 import socket
 import time
 from collections.abc import Callable, Generator
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -204,17 +205,20 @@ class _Training:
         """
         self._started -= elapsed_seconds
         view, signals = self._parts.view, self._parts.signals
-        with self._fleet_metrics(), view:
+        # Beside: while Ray's control service is away, placing a role waits for it.
+        with ThreadPoolExecutor(1, thread_name_prefix="supervision") as executor, self._fleet_metrics(), view:
+            supervising = executor.submit(self._start_all)
             try:
-                self._start_all()
                 while (ending := self._ending()) is None:
-                    self._supervisor.poll(POLL_SECONDS)
+                    if wait([supervising], POLL_SECONDS).done:
+                        supervising.result()
+                        supervising = executor.submit(self._supervise)
                     self._following.poll()
-                    self._heed_scaling()
                     self._announce_learning()
                     self._record_fleet()
                     view.show(self._status(stopping=False))
             finally:
+                wait([supervising])
                 view.show(self._status(stopping=True))
                 view.event("==> Stopping: actors, evaluator, learner (saves), replay server; Ctrl-C hurries")
                 before = signals()
@@ -230,6 +234,10 @@ class _Training:
         self._supervisor.want(Role.REANALYSER, self._assignments(Role.REANALYSER, self._parts.options.num_reanalysers))
         if self._parts.options.evaluator:
             self._supervisor.start(self._assignment(Role.EVALUATOR))
+
+    def _supervise(self) -> None:
+        self._supervisor.poll(POLL_SECONDS)
+        self._heed_scaling()
 
     def _assignments(self, role: Role, count: int) -> list[Assignment]:
         return [self._assignment(role, index) for index in range(count)]

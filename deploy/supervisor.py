@@ -151,19 +151,19 @@ class Supervisor:
     @property
     def restarts(self) -> dict[str, int]:
         """How often each role was restarted, by name."""
-        return {post.assignment.name: post.policy.restarts for post in self._posts}
+        return {post.assignment.name: post.policy.restarts for post in list(self._posts)}
 
     @property
     def reports(self) -> list[RoleReport]:
         """How every post stands."""
         return [
             RoleReport(post.assignment.name, post.assignment.role, post.state, post.place, post.policy.restarts)
-            for post in self._posts
+            for post in list(self._posts)  # which another thread may change
         ]
 
     def count(self, role: Role, state: RoleState) -> int:
         """How many posts of a role stand like that."""
-        return sum(post.assignment.role is role and post.state is state for post in self._posts)
+        return sum(post.assignment.role is role and post.state is state for post in list(self._posts))
 
     def adopt(self) -> None:
         """Take over the roles that live, of a supervisor that has died."""

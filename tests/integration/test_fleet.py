@@ -4,7 +4,7 @@ import json
 import os
 import random
 import signal
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,21 +64,21 @@ class Running:
 
     def processes(self, role: str) -> list[int]:
         """Ids of the running processes of a role."""
-        return [one.pid or 0 for one in self.fleet.roles if one.role == role and one.state is RoleState.RUNS]
+        return sorted(one.pid or 0 for one in self.fleet.roles if one.role == role and one.state is RoleState.RUNS)
 
     def step(self) -> float:
         """The learner's, as the fleet has seen it last."""
         return (self.fleet.figures or {}).get("training_step") or 0.0
 
-    def is_back(self) -> bool:
-        """Whether every wanted role has a process that lives."""
+    def is_back(self, lost: Collection[int]) -> bool:
+        """Whether every wanted role has a process, and none of those that were lost."""
         fleet = self.fleet
-        alive = [one for one in fleet.roles if one.state is RoleState.RUNS and Path(f"/proc/{one.pid}").exists()]
+        alive = [one for one in fleet.roles if one.state is RoleState.RUNS and one.pid not in lost]
         return len(alive) == len(fleet.roles) and len(fleet.actors) == fleet.actors_wanted
 
-    def goes_on(self) -> None:
-        """The fleet is back; inserts are acknowledged and training steps are made from here on."""
-        wait_until(self.is_back, "the fleet is back", BACK_SECONDS)
+    def goes_on(self, lost: Collection[int] = ()) -> None:
+        """The fleet is back in time; inserts are acknowledged and training steps are made from here on."""
+        wait_until(lambda: self.is_back(lost), "the fleet is back", BACK_SECONDS)
         acknowledged, step = len(self.ledger.acknowledged), self.step()
         wait_until(lambda: len(self.ledger.acknowledged) > acknowledged, "inserts go on")
         wait_until(lambda: self.step() > step, "learning goes on")
@@ -102,7 +102,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
             address = FleetRecord.read(run_folder.fleet_file).replay_address
             with ReplayClient(address) as client:
                 client.create_table(table_config("ledger", capacity=10**6))
-                with Ledger(address, "ledger", pause_seconds=0.05) as ledger:
+                with Ledger(address, "ledger", pause_seconds=0.2) as ledger:
                     yield Running(cluster, nodes, driver, run_folder, ledger)
 
 
@@ -148,8 +148,7 @@ def test_actors_that_die_come_back(run: Running) -> None:
     killed = random.Random(0).sample(run.processes("actor"), 2)
     for pid in killed:
         os.kill(pid, signal.SIGKILL)
-    run.goes_on()
-    assert not set(killed) & set(run.processes("actor"))
+    run.goes_on(killed)
 
 
 def test_actors_of_a_dead_node_come_back_elsewhere(run: Running) -> None:
@@ -159,8 +158,7 @@ def test_actors_of_a_dead_node_come_back_elsewhere(run: Running) -> None:
     assert lost
     run.cluster.kill(node)
     run.nodes.remove(node)
-    run.goes_on()
-    assert not set(lost) & set(run.processes("actor"))
+    run.goes_on(lost)
 
 
 def test_a_run_goes_on_without_the_control_service_of_ray(run: Running) -> None:
@@ -172,16 +170,15 @@ def test_a_run_goes_on_without_the_control_service_of_ray(run: Running) -> None:
     wait_until(lambda: (run.fleet.written_at - seen).total_seconds() > GCS_AWAY_SECONDS, "the time goes by")
     assert len(run.ledger.acknowledged) > acknowledged
     assert run.step() > step
-    assert not run.is_back()
+    assert not run.is_back([killed])
     run.cluster.start_gcs()
-    run.goes_on()
-    assert killed not in run.processes("actor")
+    run.goes_on([killed])
 
 
 def test_a_run_in_a_cluster_is_stopped_and_has_lost_nothing(run: Running) -> None:
     """`zero stop` reaches it: it saves and leaves no process. What was acknowledged is all there, once."""
     run.ledger.close()
-    assert len(run.ledger.acknowledged) > 500
+    assert len(run.ledger.acknowledged) > 300
     with ReplayClient(run.fleet.replay_address) as client:
         check_that_nothing_is_lost(client, "ledger", [run.ledger])
     pids = [one.pid for one in run.fleet.roles]
