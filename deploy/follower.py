@@ -53,7 +53,8 @@ class Follower:
                 if progress.ending is not None:
                     shown.close()
                 self._tell(progress)
-                if progress.ending is not None or (detach and progress.status is not None):
+                trains = progress.status is not None and not progress.status.stopping
+                if progress.ending is not None or (detach and trains):
                     return progress.ending
                 if progress.status is not None:
                     self._show(progress.status, shown)

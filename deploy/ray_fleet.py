@@ -97,15 +97,14 @@ class RayFleet:
         )
         return self._follow(assignment, handle)
 
+    def end_others(self) -> None:
+        """End what an earlier fleet of this run has left behind, whose machine has died."""
+        for handle in self._others():
+            ray.kill(handle)
+
     def adopt(self) -> list[RunningRole]:
         """The roles of this run that another fleet has started and that live; the others are ended."""
-        known: list[Any] = ray.util.list_named_actors(all_namespaces=True)
-        handles = [
-            ray.get_actor(entry["name"], NAMESPACE)
-            for entry in known
-            if entry["namespace"] == NAMESPACE and entry["name"].startswith(self._names)
-        ]
-        answers: dict[Any, Any] = {handle.assignment.remote(): handle for handle in handles}
+        answers: dict[Any, Any] = {handle.assignment.remote(): handle for handle in self._others()}
         if answers:
             ray.wait(list(answers), num_returns=len(answers), timeout=ADOPTION_SECONDS)
         for answer, handle in answers.items():
@@ -157,6 +156,14 @@ class RayFleet:
         """End all processes that were started."""
         for running in list(self._running):
             self.kill(running)
+
+    def _others(self) -> list[Any]:
+        known: list[Any] = ray.util.list_named_actors(all_namespaces=True)
+        return [
+            ray.get_actor(entry["name"], NAMESPACE)
+            for entry in known
+            if entry["namespace"] == NAMESPACE and entry["name"].startswith(self._names)
+        ]
 
     def _follow(self, assignment: Assignment, handle: Any) -> RunningRole:
         running = RunningRole(assignment, handle, handle.ended.remote(), handle.place.remote())

@@ -137,6 +137,7 @@ def run_session(parts: Parts, *, goes_on: bool = False) -> Ending:
         supervisor.adopt()
     else:
         folder.forget_requests()
+        parts.fleet.end_others()
     addresses = supervisor.start_replay_server(_replay_assignment(parts), lambda: parts.signals() > 0)
     if addresses is None:
         supervisor.stop(lambda: True)

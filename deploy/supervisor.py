@@ -301,6 +301,9 @@ class Supervisor:
         """Let whoever fills a post leave, which then is no more."""
         if post.running is None:
             self._posts.remove(post)
+        elif not post.place_known:  # it has no process yet, and so nothing to deliver
+            self._fleet.kill(post.running)
+            self._posts.remove(post)
         elif post.asked_at is None:
             self._fleet.ask_to_stop(post.running)
             post.asked_at = self._clock()

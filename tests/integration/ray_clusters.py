@@ -109,6 +109,7 @@ def ray_cluster(head_cpus: int) -> Iterator[RayCluster]:
                 **RAY_ENVIRONMENT,
                 "RAY_AUTH_TOKEN": secrets.token_hex(32),
                 "RAY_REDIS_ADDRESS": f"127.0.0.1:{port}",
+                "RAY_raylet_start_wait_time_s": "120",  # the machine may be busy
             }
             before = {name: os.environ.get(name) for name in settings}
             os.environ.update(settings)
