@@ -124,9 +124,11 @@ class DetachedRun:
         """What has happened after the first `seen` events of that incarnation."""
         ending, error = self._ending, self._error  # before the events, of which there are none afterwards
         events = self._kept.events[seen if incarnation == self._incarnation else 0 :]
-        if ending is not None or error is not None:
-            self._told.set()
         return Progress(self._incarnation, events, self._kept.status, ending, error)
+
+    async def release(self) -> None:
+        """Whoever follows knows how the run has ended."""
+        self._told.set()
 
     async def stop(self) -> None:
         """Let the run save and stop; a second time hurries."""

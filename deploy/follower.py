@@ -6,10 +6,10 @@ from contextlib import ExitStack
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError
+from ray.exceptions import ActorUnschedulableError, GetTimeoutError, RayActorError
 
 from deploy.detached_run import Plan, Progress, ending_of
-from deploy.errors import FAILED, DeployError
+from deploy.errors import BAD_INPUT, FAILED, DeployError
 from deploy.live import Status, View
 from deploy.run_folder import RunFolder
 from deploy.run_records import RunState
@@ -80,6 +80,11 @@ class Follower:
             try:
                 answer = self._run.progress.remote(self._incarnation, self._seen)
                 return self._counted(ray.get(answer, timeout=ANSWER_SECONDS))
+            except ActorUnschedulableError:
+                raise DeployError(
+                    "this machine has not what the supervisor asks for: give it less by --place supervisor:cpu=0",
+                    BAD_INPUT,
+                ) from None
             except (RayActorError, GetTimeoutError):
                 ending = ending_of(RunFolder(self._plan.run_dir), self._plan.num_sessions)
             if ending is not None:
@@ -95,6 +100,8 @@ class Follower:
         if progress.incarnation != self._incarnation:
             self._incarnation, self._seen = progress.incarnation, 0
         self._seen += len(progress.events)
+        if progress.ending is not None or progress.error is not None:
+            self._run.release.remote()
         return progress
 
     def _hand_signals_on(self) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import ActorUnschedulableError, RayActorError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from deploy.placement import Placement
@@ -123,9 +123,12 @@ class RayFleet:
         """Becomes where a replay server answers."""
         return running.handle.addresses.remote()
 
-    def addresses_of(self, answer: "ray.ObjectRef[Addresses]") -> Addresses:
-        """What `addresses` has become, once ready."""
-        return ray.get(answer)
+    def addresses_of(self, answer: "ray.ObjectRef[Addresses]") -> Addresses | None:
+        """What `addresses` has become, once ready; None if the process died before."""
+        try:
+            return ray.get(answer)
+        except RayError:
+            return None
 
     def outcome(self, running: RunningRole) -> Outcome:
         """How a role ended, once `ended` is ready."""
@@ -133,6 +136,12 @@ class RayFleet:
             return ray.get(running.ended)
         except RayActorError:
             return Outcome("its process died")
+        except ActorUnschedulableError:
+            return Outcome(
+                "no machine that has the run's folder has the CPUs and GPUs that it asks for: "
+                "give it others by --place, or take another machine",
+                is_permanent=True,
+            )
         except RayTaskError as error:
             return Outcome(" ".join(str(error.cause).split()))
 
@@ -140,7 +149,7 @@ class RayFleet:
         """Where a role is, once `place` is ready; None if its process died before."""
         try:
             return ray.get(running.place)
-        except (RayActorError, RayTaskError):
+        except RayError:
             return None
 
     def ask_to_stop(self, running: RunningRole) -> None:

@@ -210,13 +210,14 @@ class Supervisor:
             raise RuntimeError("a started post is filled")
         answer = self._fleet.addresses(post.running)
         while not interrupted():
-            ready = self._fleet.wait([answer, post.running.ended], READY_POLL_SECONDS)
+            self._attend_start(post, post.running)
+            ready = self._fleet.wait([post.running.ended, answer], READY_POLL_SECONDS)
             if post.running.ended in ready:
                 outcome = self._fleet.outcome(post.running)
                 exit_code = BAD_INPUT if outcome.is_permanent else FAILED
                 raise DeployError(f"{assignment.name}: {outcome.error or 'ended at once'}", exit_code)
-            if answer in ready:
-                addresses = self._fleet.addresses_of(answer)
+            addresses = self._fleet.addresses_of(answer) if answer in ready else None
+            if addresses is not None:
                 post.assignment = _at(assignment, addresses)
                 return addresses
         return None
@@ -314,6 +315,11 @@ class Supervisor:
         elif post.asked_at is not None and self._clock() - post.asked_at > DRAIN_SECONDS:
             self._vacate(post, running, Outcome(f"it did not stop within {DRAIN_SECONDS:.0f} s"))
         elif not post.place_known:
+            self._look_for_process(post, running, is_there=running.place in ready)
+
+    def _attend_start(self, post: _Post, running: RunningRole) -> None:
+        if not post.place_known:
+            ready = self._fleet.wait([running.place], 0.0)
             self._look_for_process(post, running, is_there=running.place in ready)
 
     def _look_for_process(self, post: _Post, running: RunningRole, *, is_there: bool) -> None:

@@ -25,7 +25,7 @@ CALLS_IN_FLIGHT = 2
 """Inserts of one inlet: while one is on its way the next one fills."""
 CALL_BYTES = 4 << 20
 """Trajectories go together up to this; a larger one goes alone."""
-DELIVERY_SECONDS = 15.0
+DELIVERY_SECONDS = 5.0
 """Once a role is to stop, what it has collected is sent for at least this long before it is given up."""
 
 SAMPLE_SECONDS = 2.0
@@ -134,7 +134,7 @@ class TrajectoryInlet:
 
     def _insert(self, trajectories: Sequence[Trajectory]) -> None:
         seconds = INSERT_SECONDS
-        while True:
+        while time.monotonic() < self._give_up_at:
             try:
                 self._client.insert(self._table, trajectories, timeout=seconds)
             except ReplayTimeout:

@@ -115,6 +115,7 @@ def test_who_is_not_wanted_is_asked_to_leave_and_nobody_else(fleet: Fleet, super
 def test_who_does_not_leave_is_ended_in_the_end(fleet: Fleet, supervisor: Supervisor) -> None:
     """It holds up nothing for ever."""
     supervisor.want(Role.ACTOR, actors(1))
+    supervisor.poll(1.0)
     supervisor.want(Role.ACTOR, [])
     supervisor.poll(DRAIN_SECONDS - 1)
     assert fleet.alive == ["actor-0"]
@@ -122,9 +123,17 @@ def test_who_does_not_leave_is_ended_in_the_end(fleet: Fleet, supervisor: Superv
     assert fleet.alive == []
 
 
+def test_who_has_no_process_yet_is_not_waited_for(fleet: Fleet, supervisor: Supervisor) -> None:
+    """It holds nothing, and it may wait for a machine for ever."""
+    supervisor.want(Role.ACTOR, actors(3))
+    supervisor.want(Role.ACTOR, actors(1))
+    assert (fleet.alive, fleet.asked) == (["actor-0"], [])
+
+
 def test_who_is_wanted_again_while_leaving_is_replaced(fleet: Fleet, supervisor: Supervisor) -> None:
     """It was asked and goes; its post is filled again at once, and that is no restart."""
     supervisor.want(Role.ACTOR, actors(1))
+    supervisor.poll(1.0)
     supervisor.want(Role.ACTOR, [])
     supervisor.want(Role.ACTOR, actors(1))
     fleet.outcomes = {"actor-0": Outcome()}

@@ -71,6 +71,9 @@ class ScriptedFleet:
             self.now += timeout
         return ready
 
+    def place_of(self, _: RunningRole) -> None:
+        """Nowhere."""
+
     def outcome(self, _: RunningRole) -> Outcome:
         """A clean end."""
         return Outcome()
