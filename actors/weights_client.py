@@ -11,11 +11,13 @@ logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.5
 """How often newer weights are asked for where no acknowledgement has named any: they arrive within a second."""
-MAX_POLL_SECONDS = 5.0
+MAX_POLL_SECONDS = 20.0
 POLL_SHARE = 0.01
 """Of its time that an actor asks at most: the longer an answer takes, the less often a thousand of them ask."""
 REQUEST_SECONDS = 5.0
-"""One request for weights may take this long, and so may closing."""
+MAX_REQUEST_SECONDS = 20.0
+"""One request for weights may take so long, twice as long after each that took longer: what an overloaded server works
+on is not given up again and again. Closing may take as long."""
 
 
 def poll_pause(answer_seconds: float) -> float:
@@ -36,6 +38,7 @@ class WeightsClient:
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="weights-client")
         self._pending: Future[Weights | None] | None = None
         self._ask_at = 0.0
+        self._request_seconds = REQUEST_SECONDS
         self._away = False
 
     def poll(self) -> Weights | None:
@@ -55,7 +58,7 @@ class WeightsClient:
     def _ask(self, version: int) -> Weights | None:
         started = time.monotonic()
         try:
-            return self._client.get_weights(version, timeout=REQUEST_SECONDS)
+            return self._client.get_weights(version, timeout=self._request_seconds)
         finally:
             ended = time.monotonic()
             self._ask_at = ended + poll_pause(ended - started)
@@ -79,8 +82,10 @@ class WeightsClient:
             if not self._away:
                 logger.warning("no newer weights from the replay server at %s: %s", self._client.address, error.message)
             self._away = True
+            self._request_seconds = min(2 * self._request_seconds, MAX_REQUEST_SECONDS)
             return None
         self._away = False
+        self._request_seconds = REQUEST_SECONDS
         if newer is not None:
             self.version = newer.version
         return newer

@@ -53,7 +53,7 @@ logger = logging.getLogger(__name__)
 
 _CHUNK_BYTES = 1 << 20
 _FIRST_CONTACT_SECONDS = 2.0
-_REGISTRATION_SECONDS = 5.0
+_REGISTRATION_SECONDS = 10.0
 _INSERT = "/zero.v1.ReplayService/Insert"
 _SAMPLE = "/zero.v1.ReplayService/Sample"
 

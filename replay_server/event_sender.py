@@ -18,11 +18,12 @@ from zero.wire.codec import Reason
 logger = logging.getLogger(__name__)
 
 SEND_INTERVAL_SECONDS = 1.0
-MAX_INTERVAL_SECONDS = 5.0
+MAX_INTERVAL_SECONDS = 20.0
 SEND_SHARE = 0.02
 """Of its time that a process sends at most: a server that is slow, since a thousand do so, is sent more at once."""
 REQUEST_SECONDS = 5.0
-"""One attempt to send may take this long; then it is made again, under the same id."""
+MAX_REQUEST_SECONDS = 20.0
+"""One attempt to send may take so long; then it is made again, under the same id, and may take twice as long."""
 CLOSING_SECONDS = 5.0
 """So long the end waits for what is left; what a server that is away does not take then is counted as lost."""
 
@@ -87,13 +88,15 @@ class EventSender:
 
     def _send(self, batch: EventBatch) -> bool:
         """Send until it is stored; False if it never will be."""
+        seconds = REQUEST_SECONDS
         while time.monotonic() < self._give_up_at:
             try:
                 if not self._has_table:
                     self._client.create_table(events_table(), timeout=REQUEST_SECONDS)
                     self._has_table = True
-                self._client.insert(EVENTS_TABLE, [to_trajectory(batch)], timeout=REQUEST_SECONDS)
+                self._client.insert(EVENTS_TABLE, [to_trajectory(batch)], timeout=seconds)
             except ReplayTimeout:
+                seconds = min(2 * seconds, MAX_REQUEST_SECONDS)
                 continue
             except ReplayError as error:
                 if error.reason == Reason.UNKNOWN_TABLE and self._has_table:

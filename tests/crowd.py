@@ -9,7 +9,7 @@ import asyncio
 import hashlib
 import itertools
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
@@ -124,7 +124,7 @@ class _Calls:
         """Until it is acknowledged."""
         request = frames.encode_insert_request((table,), trajectories)
         size = ((MESSAGE_BYTES_METADATA_KEY, str(len(request))),)
-        deadlines = itertools.chain((seconds, 2 * seconds), itertools.repeat(MAX_INSERT_SECONDS))
+        deadlines = _deadlines(seconds)
         answer = await self._repeat("Insert", lambda: self._insert(request, timeout=next(deadlines), metadata=size))
         return replay_pb2.InsertResponse.FromString(answer)
 
@@ -136,14 +136,15 @@ class _Calls:
             metrics_address=f"127.0.0.1:{10_000 + self._log.index}",
             pid=1,
         )
-        await self._repeat("RegisterProcess", lambda: self._replay.RegisterProcess(request, timeout=5.0))
+        await self._repeat("RegisterProcess", lambda: self._replay.RegisterProcess(request, timeout=10.0))
 
     async def newer_weights(self, than: int) -> int:
         """Fetch weights that are newer; the version that the actor has then."""
-        return await self._repeat("GetWeights", lambda: self._collect(than))
+        deadlines = _deadlines(REQUEST_SECONDS)
+        return await self._repeat("GetWeights", lambda: self._collect(than, next(deadlines)))
 
-    async def _collect(self, than: int) -> int:
-        call = self._weights.GetWeights(weights_pb2.GetWeightsRequest(newer_than=than), timeout=REQUEST_SECONDS)
+    async def _collect(self, than: int, seconds: float) -> int:
+        call = self._weights.GetWeights(weights_pb2.GetWeightsRequest(newer_than=than), timeout=seconds)
         header, digest, size = None, hashlib.sha256(), 0
         async for part in call:
             header = header or part.header
@@ -170,6 +171,11 @@ class _Calls:
                 why = f"{name}: {reason}, {error.details()}"[:120]
             self._log.repeated[why] = self._log.repeated.get(why, 0) + 1
             await asyncio.sleep(backoff.pause_after(ReplayTimeout(str(reason), "")))
+
+
+def _deadlines(seconds: float) -> Iterator[float]:
+    """Of one attempt after the other."""
+    return itertools.chain((seconds, 2 * seconds), itertools.repeat(MAX_INSERT_SECONDS))
 
 
 class _Actor:

@@ -30,6 +30,7 @@ from tests.replay_server.killable import killable_server
 from zero.config import ExperimentConfig
 from zero.games.registry import make_game
 from zero.self_play_table import TABLE_NAME, self_play_table
+from zero.tables import RateLimiterConfig
 from zero.trajectories import PriorityUpdates, SampleSpec, Trajectory
 from zero.wire import frames
 
@@ -56,7 +57,7 @@ def report_costs(steps: int) -> None:
     with tempfile.TemporaryDirectory() as folder, killable_server(Path(folder)) as server:
         redis_pid = int((Path(folder) / "redis" / "redis.pid").read_text())
         with ReplayClient(server.address) as client:
-            client.create_table(replace(table, rate_limiter=replace(table.rate_limiter, samples_per_insert=0.0)))
+            client.create_table(replace(table, rate_limiter=RateLimiterConfig()))
             client.insert(TABLE_NAME, fresh(64))
             stream = client.sample_stream(TABLE_NAME, SampleSpec(_BATCH, _WINDOWS))
             over_grpc = client.sample_stream(TABLE_NAME, SampleSpec(_BATCH, _WINDOWS), shared_memory=False)
@@ -110,13 +111,13 @@ def report_bytes(games: Sequence[Trajectory], what: str) -> None:
         for compress in (False, True):
             settings = ReplayServerSettings(Path(folder) / str(compress))
             with ReplayServer(settings) as bound, ReplayClient(bound.address, compress=compress) as client:
-                client.create_table(replace(table, capacity=max(num_steps, 1)))
+                client.create_table(replace(table, capacity=num_steps, rate_limiter=RateLimiterConfig()))
                 with redis.Redis(unix_socket_path=str(next(settings.data_dir.rglob("*.sock")))) as store:
                     empty = store.info("memory")["used_memory_dataset"]
                     for start in range(0, len(games), 8):
                         client.insert(TABLE_NAME, games[start : start + 8])
                     redis_bytes.append((store.info("memory")["used_memory_dataset"] - empty) / num_steps)
-                held = client.server_info().tables[TABLE_NAME].memory_bytes / max(num_steps, 1)
+                held = client.server_info().tables[TABLE_NAME].memory_bytes / num_steps
     print(
         f"{what}: {len(games)} games, {num_steps / len(games):.1f} moves each; bytes of a step: {plain:.0f} on the "
         f"wire, {packed:.0f} as zstd; {redis_bytes[0]:.0f} in Redis, {redis_bytes[1]:.0f} as zstd; {held:.0f} in memory"
@@ -125,7 +126,8 @@ def report_bytes(games: Sequence[Trajectory], what: str) -> None:
 
 def stored_games(folder: RunFolder, limit: int = 1000) -> list[Trajectory]:
     """The newest games of a run that does not go on."""
-    with ReplayServer(ReplayServerSettings(folder.replay)) as bound, ReplayClient(bound.address) as client:
+    settings = ReplayServerSettings(folder.replay, redis_prefix=f"zero:{folder.replay_id()}")
+    with ReplayServer(settings) as bound, ReplayClient(bound.address) as client:
         return list(client.read_trajectories(TABLE_NAME, limit=limit, newest_first=True))
 
 

@@ -26,7 +26,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from replay_server.client import ReplayClient, ReplayTimeout
-from tests.crowd import ActorLog, CrowdSettings, run_crowd
+from tests.crowd import ActorLog, CrowdSettings, games_of_the_puzzle, run_crowd
 from tests.replay_server.killable import killable_server
 from zero.config import ExperimentConfig
 from zero.events import events_table
@@ -167,7 +167,7 @@ def main() -> None:
     parser.add_argument("--games-per-second", type=float, default=0.5, help="of one actor; 0 for all the server takes")
     parser.add_argument("--steps", type=int, default=40, help="of a game")
     parser.add_argument("--samples-per-insert", type=float, default=0.0, help="0 lets both sides run free")
-    parser.add_argument("--weights-kib", type=int, default=3072)
+    parser.add_argument("--weights-kib", type=int, default=412, help="of the default network by default")
     parser.add_argument("--publish-seconds", type=float, default=15.0)
     options = parser.parse_args()
     config = ExperimentConfig(name="crowd")
@@ -189,6 +189,7 @@ def main() -> None:
             client.create_table(table)
             client.create_table(events_table())
             client.set_rate_limiter(TABLE_NAME, limits)
+        list(pool.map(games_of_the_puzzle, [1] * options.processes))  # importing takes longest on a busy machine
         starts_at = time.monotonic() + options.connect_seconds
         running = [pool.submit(run_crowd, crowd) for crowd in crowds(options, server.address, starts_at)]
         time.sleep(options.connect_seconds)
