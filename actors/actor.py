@@ -17,11 +17,12 @@ from actors.self_play import SelfPlay
 from actors.tuning import Tuning, tune
 from actors.weights_client import WeightsClient
 from replay_server.client import ReplayClient, create_table_when_reachable, registered_process
-from replay_server.credentials import Credentials
+from replay_server.credentials import Credentials, is_loopback
 from replay_server.trajectory_buffer import TrajectoryInlet
 from zero.config import ExperimentConfig
 from zero.games.game import Game
 from zero.games.registry import make_game
+from zero.jit import CompilationStopped, compiling_unless
 from zero.networks.inference import make_inference
 from zero.networks.make_network import make_network
 from zero.networks.residual import ResidualNetwork
@@ -142,7 +143,11 @@ def run_actor(config: ExperimentConfig, settings: ActorSettings, stop: Event) ->
     seeds = process_seeds(config.seed, "actor", settings.index, entropy)
     logger.info("%s plays with entropy %d", actor_id, entropy)
     network = make_network(game, config.network, config.seed)
-    tuning = tune(game, network, config, time.process_time)
+    try:
+        with compiling_unless(stop.is_set):
+            tuning = tune(game, network, config, time.process_time)
+    except CompilationStopped:
+        return
     logger.info(
         "%s plays %d games at once in %s: %d simulations/s, measured in %.1f s",
         actor_id,
@@ -155,7 +160,9 @@ def run_actor(config: ExperimentConfig, settings: ActorSettings, stop: Event) ->
     searches = SearchFactory(config, game, network, tuning)
     metrics = ActorMetrics()
     metrics.report_tuning(tuning)
-    with ReplayClient(settings.replay_address, credentials=settings.credentials) as client:
+    # Of a real step zstd leaves a fifth, which is worth its time between machines, and in their Redis.
+    away = not is_loopback(settings.replay_address.rpartition(":")[0])
+    with ReplayClient(settings.replay_address, compress=away, credentials=settings.credentials) as client:
         if not create_table_when_reachable(client, self_play_table(config, game), stop):
             return
         with (
