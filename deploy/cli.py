@@ -162,6 +162,13 @@ def train(  # noqa: PLR0913, PLR0917 - one parameter per option, as typer wants 
         list[str] | None,
         typer.Option(metavar="KEY", help="Of --resume: a setting that may differ from the run's; repeatable."),
     ] = None,
+    allow_fresh: Annotated[
+        bool,
+        typer.Option(
+            "--allow-fresh",
+            help="Of a run that goes on: begin at step 0, with its data, if none of its checkpoints is intact.",
+        ),
+    ] = False,
     ray_address: Annotated[
         str | None,
         typer.Option(
@@ -240,6 +247,7 @@ def train(  # noqa: PLR0913, PLR0917 - one parameter per option, as typer wants 
             step=step,
             allowed=allow_change or [],
             max_steps=max_steps,
+            allow_fresh=allow_fresh,
         ),
         _check,
     )

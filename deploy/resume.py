@@ -38,6 +38,7 @@ class RunRequest:
         step: the training step of the checkpoint to go on from; None for the newest.
         allowed: settings that may differ from the run's, by their dotted names.
         max_steps: at which the run is finished; None for any number.
+        allow_fresh: begin at training step 0, with the data that the run has, if none of its checkpoints is intact.
     """
 
     experiment: str
@@ -49,6 +50,7 @@ class RunRequest:
     step: int | None = None
     allowed: Collection[str] = ()
     max_steps: int | None = None
+    allow_fresh: bool = False
 
 
 @dataclass(frozen=True)
@@ -205,16 +207,12 @@ def _go_on(
             else folder.config(request.overrides)
         )
     newest = folder.newest_step()
-    reached = newest if step is None else step
-    if request.max_steps is not None and reached is not None and reached >= request.max_steps:
-        raise DeployError(
-            f"{folder.path} has {reached:,} training steps already: give more than that as --max-steps", BAD_INPUT
-        )
+    intact, damage = _start(folder, step, request)
     if step is not None:
         checkpoint_folder(folder, step)
     changes = changes_of(folder.record().config, wanted, request.allowed, str(folder.path))
     check(wanted)
-    notes = [f"goes on from training step {reached:,}" if reached is not None else "begins: it has no checkpoint yet"]
+    notes = [f"goes on from training step {intact:,}" if intact is not None else "begins: it has no checkpoint"]
     record = folder.record()
     if record.state is RunState.FINISHED:
         notes.append(f"had finished: {_last(record)}")
@@ -223,11 +221,40 @@ def _go_on(
         notes.append(f"has one id with {', '.join(copies)}: go on with one of them, `zero runs fork` others first")
     notes += [f"changed {change.path} from {change.before} to {change.after}" for change in changes]
     with locked(folder):
+        if damage:
+            notes.append(f"lost its checkpoints: {damage}; they are in {_set_aside(folder, -1)} now")
         if step is not None and newest is not None and step < newest:
             notes.append(f"newer checkpoints are in {_set_aside(folder, step)} now")
         if changes:
             folder.change_config(wanted, changes)
     return ChosenRun(folder, wanted, tuple(notes))
+
+
+def _start(folder: RunFolder, step: int | None, request: RunRequest) -> tuple[int | None, str]:
+    """The training step that is gone on from, None without checkpoints; and why there is none although there are.
+
+    Raises:
+        DeployError: none is intact and that was not allowed, or the run has made its steps.
+    """
+    intact, damage = _newest_intact(folder) if step is None else (step, "")
+    if damage and not request.allow_fresh:
+        raise DeployError(f"{damage}; or add --allow-fresh to begin at step 0 with the data of the run", BAD_INPUT)
+    if request.max_steps is not None and intact is not None and intact >= request.max_steps:
+        raise DeployError(
+            f"{folder.path} has {intact:,} training steps already: give more than that as --max-steps", BAD_INPUT
+        )
+    return intact, damage
+
+
+def _newest_intact(folder: RunFolder) -> tuple[int | None, str]:
+    """The training step that is gone on from, None without checkpoints; and why there is none although there are."""
+    from learner.checkpoint import CheckpointError, CheckpointStore  # noqa: PLC0415 - imports torch
+
+    try:
+        checkpoint = CheckpointStore(folder.checkpoints).newest()
+    except CheckpointError as error:
+        return None, str(error)
+    return (None if checkpoint is None else checkpoint.training_step), ""
 
 
 def _set_aside(folder: RunFolder, step: int) -> Path:

@@ -42,8 +42,16 @@ def as_one_line(error: typer.TyperException) -> str:
 
 
 def log_to_stderr(log_level: str) -> None:
-    """Show what is logged from this level on."""
-    logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    """Show what is logged from this level on, in colours where stderr is a terminal."""
+    if not sys.stderr.isatty():
+        logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+        return
+    from rich.console import Console  # noqa: PLC0415 - a log file needs neither
+    from rich.highlighter import NullHighlighter  # noqa: PLC0415
+    from rich.logging import RichHandler  # noqa: PLC0415
+
+    handler = RichHandler(console=Console(stderr=True), show_path=False, highlighter=NullHighlighter())
+    logging.basicConfig(level=log_level.upper(), format="%(name)s: %(message)s", datefmt="[%X]", handlers=[handler])
 
 
 def absolute(value: Path | None) -> Path | None:

@@ -20,7 +20,7 @@ from deploy.run_folder import RunFolder, create_run_folder, locked
 from deploy.run_records import RunState
 from deploy.runs_operations import delete_run, fork_run, pack_run, stop_run
 from deploy.runs_views import print_list
-from learner.checkpoint import Checkpoint, CheckpointStore, KeepPolicy
+from learner.checkpoint import MODEL_FILE, Checkpoint, CheckpointStore, KeepPolicy
 from zero.config import ExperimentConfig
 
 CONFIG = load_experiment("tic_tac_toe", [])
@@ -101,6 +101,23 @@ def test_a_config_that_was_edited_by_hand_is_noticed(tmp_path: Path) -> None:
     run.config_file.write_text(run.config_file.read_text().replace("td_steps = ", "td_steps = 1"))
     with pytest.raises(DeployError, match=r"learner.td_steps was"):
         choose_run(request(tmp_path, resume="run"), fine)
+
+
+def test_a_run_without_an_intact_checkpoint_begins_anew_only_if_that_is_allowed(tmp_path: Path) -> None:
+    """Else it is refused with every damage named; one that is intact is gone on with; what is damaged is kept aside."""
+    run = trained(tmp_path / "run", 4, 8)
+    (run.checkpoints / "step-000000008" / MODEL_FILE).write_bytes(b"damaged")
+    assert choose_run(request(tmp_path, resume="run", allow_fresh=True), fine).notes == (
+        "goes on from training step 4",
+    )
+    (run.checkpoints / "step-000000004" / MODEL_FILE).write_bytes(b"damaged")
+    with pytest.raises(DeployError, match=r"step-000000008.*step-000000004.*or add --allow-fresh"):
+        choose_run(request(tmp_path, resume="run"), fine)
+    notes = choose_run(request(tmp_path, resume="run", allow_fresh=True), fine).notes
+    assert notes[0] == "begins: it has no checkpoint"
+    assert "lost its checkpoints" in notes[1]
+    assert run.steps() == []
+    assert len(list(run.checkpoints.glob("aside-*/step-*"))) == 2
 
 
 def test_a_copied_run_is_noticed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
