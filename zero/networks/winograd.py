@@ -97,10 +97,16 @@ def make_board(height: int, width: int) -> Board:
     return Board(height, width, -(-height // TILE), -(-width // TILE))
 
 
-def make_layer(weight: Tensor) -> Layer:
-    """From the weight [O, I, 3, 3] of a convolution with a padding of one cell."""
+def make_layer(weight: Tensor, lying: int = 0) -> Layer:
+    """From the weight [O, I, 3, 3] of a convolution with a padding of one cell.
+
+    Args:
+        weight: of the convolution.
+        lying: channels that its input has in memory, if that is more than its own need: what another layer writes is
+            filled up to a larger multiple than what a layer must read.
+    """
     outputs, inputs = weight.shape[:2]
-    padded = filled_up(inputs, INPUT_MULTIPLE), filled_up(outputs, OUTPUT_MULTIPLE)
+    padded = filled_up(max(inputs, lying), INPUT_MULTIPLE), filled_up(outputs, OUTPUT_MULTIPLE)
     transformed = np.einsum("ai,ocij,bj->abco", _WEIGHT_TRANSFORM, weight.double().numpy(), _WEIGHT_TRANSFORM)
     weights = zeros(NUM_PRODUCTS * padded[0] * padded[1])
     weights.reshape(POINTS, POINTS, *padded)[:, :, :inputs, :outputs] = transformed

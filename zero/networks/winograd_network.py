@@ -116,9 +116,9 @@ class WinogradTower:
     def _make_block(self, block: ResidualBlock) -> _Block:
         context = self._by_channel(block.context.weight)
         return _Block(
-            first=make_layer(block.first.weight),
+            first=make_layer(block.first.weight, self.channels),
             first_bias=padded(bias_of(block.first), self.channels),
-            second=make_layer(block.second.weight) if block.line_context is None else self._mix(block),
+            second=make_layer(block.second.weight, self.channels) if block.line_context is None else self._mix(block),
             context=Linear(context, padded(bias_of(block.second) + block.context.bias, self.channels)),
         )
 

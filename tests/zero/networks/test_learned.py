@@ -31,7 +31,7 @@ def model_of(network: LearnedModelNetwork, dtype: torch.dtype) -> InferenceModel
 
 @pytest.mark.parametrize("name", ["triangle", "tic_tac_toe", "connect_four"])
 @pytest.mark.parametrize(("dtype", "within"), [(torch.float32, 2e-5), (torch.bfloat16, 2e-2)])
-@pytest.mark.parametrize("channels", [32, 20])
+@pytest.mark.parametrize("channels", [32, 20, 48, 8])
 def test_the_model_in_play_is_the_model(name: str, dtype: torch.dtype, within: float, channels: int) -> None:
     """Predictions, rewards and chance after two actions, and an outcome, are those of PyTorch, batch by batch."""
     network = network_of(name, channels=channels)

@@ -48,10 +48,10 @@ def test_a_layer_is_the_convolution_of_pytorch(shape: tuple[int, int], channels:
 
 
 @pytest.mark.parametrize("name", ["triangle", "tic_tac_toe", "connect_four"])
-@pytest.mark.parametrize("config", [NetworkConfig(), NetworkConfig(channels=20, blocks=3), NetworkConfig(channels=64)])
-def test_the_network_in_play_is_the_network(name: str, config: NetworkConfig) -> None:
-    """Logits and values are those of PyTorch, for policies of either kind, batch by batch."""
-    game = make_game(name, {})
+@pytest.mark.parametrize("channels", [1, 8, 16, 17, 20, 32, 33, 48, 49, 64])
+def test_the_network_in_play_is_the_network(name: str, channels: int) -> None:
+    """Logits and values are those of PyTorch, for policies of either kind and any width, batch by batch."""
+    game, config = make_game(name, {}), NetworkConfig(channels=channels, blocks=3)
     network = make_network(game, config, 0)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
