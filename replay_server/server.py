@@ -45,6 +45,8 @@ from replay_server.weights_service import WEIGHTS_SERVICE, WeightsService
 
 logger = logging.getLogger(__name__)
 
+_PENDING_CALLS = 1000
+"""gRPC's own number of calls that may wait to be begun; ours comes on top, for as many may be sent at once."""
 _MAX_HEALTH_BYTES = 4096
 _CHECK_SECONDS = 0.5
 _START_CHECK_SECONDS = 0.02
@@ -286,13 +288,14 @@ class _Parts:
 
     def _bind(self) -> tuple[grpc.aio.Server, int]:
         settings = self._settings
+        max_pending = _PENDING_CALLS + settings.max_concurrent_calls
         server = grpc.aio.server(
             interceptors=self._interceptors(),
             options=[
                 *_server_options(settings.max_message_bytes),
-                # Where a thousand calls wait gRPC would cancel some at random, which come again at once.
-                ("grpc.server.max_pending_requests", settings.max_concurrent_calls),
-                ("grpc.server.max_pending_requests_hard_limit", 2 * settings.max_concurrent_calls),
+                # Where more calls wait to be begun gRPC would cancel some at random, which come again at once.
+                ("grpc.server.max_pending_requests", max_pending),
+                ("grpc.server.max_pending_requests_hard_limit", 2 * max_pending),
             ],
             maximum_concurrent_rpcs=settings.max_concurrent_calls,
         )

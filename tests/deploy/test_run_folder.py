@@ -87,8 +87,16 @@ def test_others_see_whether_a_run_is_going_on(tmp_path: Path) -> None:
     """By the lock, which dies with its holder; looking does not keep anybody from starting."""
     run = begun(tmp_path / "run")
     assert not run.is_in_use()
-    run.stop_file.touch()
     with locked(run):
         assert run.is_in_use()
-        assert not run.stop_file.exists(), "a request to stop is meant for the session that it found"
     assert not run.is_in_use()
+
+
+def test_requests_are_meant_for_the_session_that_they_found(tmp_path: Path) -> None:
+    """The next one forgets what nobody heeded."""
+    run = begun(tmp_path / "run")
+    for file in (run.stop_file, run.scale_file, run.fleet_file):
+        file.touch()
+    run.forget_requests()
+    run.forget_requests()
+    assert not any(file.exists() for file in (run.stop_file, run.scale_file, run.fleet_file))
