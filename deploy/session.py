@@ -281,7 +281,8 @@ class _Training:
         if self._supervisor.is_finished:
             return Ending(RunState.FINISHED, "the training steps were made")
         score = math.nan if figures is None else figures.evaluation_scores.get(SEARCH, math.nan)
-        if options.target_score is not None and score >= options.target_score:
+        # What fresh weights score is no result of training.
+        if options.target_score is not None and self._learning and score >= options.target_score:
             return Ending(RunState.FINISHED, f"the target score was reached: {score:g}")
         if self._elapsed_seconds >= self._total_seconds:
             return Ending(RunState.FINISHED, "the time was over")
