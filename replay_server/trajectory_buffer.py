@@ -4,7 +4,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from threading import Condition, Event
 
@@ -16,6 +16,7 @@ from replay_server.data_buffer import FedBuffer
 from replay_server.data_queue import QueueCounts
 from replay_server.sample_stream import StreamState
 from zero.trajectories import PriorityUpdates, SampleSpec, SequenceBatch, Trajectory
+from zero.wire.codec import CodecError
 
 INSERT_SECONDS = 5.0
 """One insert waits this long for the rate limiter or the store; then it is sent again, under the same id."""
@@ -58,8 +59,8 @@ class TrajectoryInlet:
         self._executor = ThreadPoolExecutor(CALLS_IN_FLIGHT, thread_name_prefix="data-collector")
         self._condition = Condition()
         self._unsent: deque[Trajectory] = deque()
-        self._sending: list[Future[None]] = []
-        self._failures: deque[ReplayError] = deque()
+        self._num_senders = 0
+        self._failures: deque[Exception] = deque()
         self._unacknowledged = 0
         self._collected = 0
         self._give_up_at = math.inf
@@ -69,6 +70,7 @@ class TrajectoryInlet:
 
         Raises:
             ReplayError: the server refused an earlier trajectory.
+            CodecError: an earlier one cannot be sent.
         """
         with self._condition:
             self._condition.wait_for(lambda: self._failures or self._unacknowledged < self._max_in_flight)
@@ -76,9 +78,9 @@ class TrajectoryInlet:
             self._unsent.append(data)
             self._unacknowledged += 1
             self._collected += 1
-            self._sending = [sending for sending in self._sending if not sending.done()]
-            if len(self._sending) < CALLS_IN_FLIGHT:
-                self._sending.append(self._executor.submit(self._send))
+            if self._num_senders < CALLS_IN_FLIGHT:
+                self._num_senders += 1
+                self._executor.submit(self._send)
 
     def counts(self) -> QueueCounts:
         """Those that wait are in flight; none is dropped."""
@@ -90,10 +92,9 @@ class TrajectoryInlet:
 
         Raises:
             ReplayError: the server refused a trajectory.
+            CodecError: one cannot be sent.
         """
         self._executor.shutdown(wait=True)
-        for sending in self._sending:
-            sending.result()
         self._raise_failure()
 
     def _raise_failure(self) -> None:
@@ -101,33 +102,36 @@ class TrajectoryInlet:
             raise self._failures.popleft()
 
     def _send(self) -> None:
-        """Send until there is nothing left to send."""
-        while trajectories := self._take():
+        """Send until there is nothing left to send; whoever collects something later starts another one."""
+        while trajectories := self._take_or_end():
             try:
                 self._insert_each(trajectories)
+            except Exception as error:  # noqa: BLE001 -- for whoever collects, as everything that goes wrong here
+                self._failures.append(error)
             finally:
                 with self._condition:
                     self._unacknowledged -= len(trajectories)
                     self._condition.notify_all()
 
-    def _take(self) -> list[Trajectory]:
-        """What goes with one call."""
+    def _take_or_end(self) -> list[Trajectory]:
+        """What goes with one call; if there is nothing, this sender counts no more, before more can be collected."""
         taken: list[Trajectory] = []
         num_bytes = 0
         with self._condition:
             while self._unsent and (not taken or num_bytes + _bytes_of(self._unsent[0]) <= CALL_BYTES):
                 num_bytes += _bytes_of(self._unsent[0])
                 taken.append(self._unsent.popleft())
+            if not taken:
+                self._num_senders -= 1
         return taken
 
     def _insert_each(self, trajectories: Sequence[Trajectory]) -> None:
         """Insert them in one call, and where that is refused one by one, so that each stands for itself."""
         try:
             self._insert(trajectories)
-        except ReplayError as error:
+        except (ReplayError, CodecError) as error:
             if len(trajectories) == 1:
-                with self._condition:
-                    self._failures.append(error)
+                self._failures.append(error)
                 return
             for trajectory in trajectories:
                 self._insert_each([trajectory])

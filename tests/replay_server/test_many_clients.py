@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from threading import Event
 
@@ -20,6 +21,7 @@ from replay_server.event_sender import MAX_INTERVAL_SECONDS, SEND_INTERVAL_SECON
 from replay_server.server import BoundAddresses
 from replay_server.trajectory_buffer import CALLS_IN_FLIGHT, TrajectoryInlet
 from tests.crowd import CrowdSettings, run_crowd
+from tests.replay_server.held import until
 from tests.replay_server.killable import KillableServer, killable_server
 from tests.replay_server.played import played, table_config
 from zero.config import ExperimentConfig
@@ -28,6 +30,7 @@ from zero.games.registry import make_game
 from zero.self_play_table import TABLE_NAME, self_play_table
 from zero.tables import RateLimiterConfig, TableConfig
 from zero.trajectories import Trajectory
+from zero.wire.codec import CodecError
 
 _ACTORS = 150
 _SECONDS = 10.0
@@ -128,3 +131,53 @@ def test_what_waits_goes_together(addresses: BoundAddresses, make_table: Callabl
         assert sum(client.sizes) == 9
         assert client.sizes[: CALLS_IN_FLIGHT + 1] == [1] * CALLS_IN_FLIGHT + [8 - CALLS_IN_FLIGHT]
         assert client.server_info().tables[table.name].inserted_trajectories == 9
+
+
+class SlowToEnd(TrajectoryInlet):
+    """Its senders take long to end once they have found nothing to send."""
+
+    def __init__(self, client: ReplayClient, table: str) -> None:
+        super().__init__(client, table, 8, Event())
+        self.may_end = Event()
+        self.num_ending = 0
+
+    def _take_or_end(self) -> list[Trajectory]:
+        taken = super()._take_or_end()
+        if not taken:
+            self.num_ending += 1
+            assert self.may_end.wait(20)
+        return taken
+
+
+def test_what_is_collected_while_senders_end_is_sent(
+    addresses: BoundAddresses, make_table: Callable[..., TableConfig]
+) -> None:
+    """Nothing waits for the next trajectory, which may never come."""
+    table = make_table()
+    with ReplayClient(addresses.address) as client:
+        inlet = SlowToEnd(client, table.name)
+        for number in range(CALLS_IN_FLIGHT):
+            inlet.put(played(number), 0.0)
+            until(lambda ending=number + 1: inlet.num_ending == ending)
+        inlet.put(played(CALLS_IN_FLIGHT), 0.0)
+        inlet.may_end.set()
+        until(lambda: inlet.counts().waiting == 0)
+        inlet.close()
+        assert client.server_info().tables[table.name].inserted_trajectories == CALLS_IN_FLIGHT + 1
+
+
+def test_what_cannot_be_sent_is_an_error_and_the_others_are_stored(
+    addresses: BoundAddresses, make_table: Callable[..., TableConfig]
+) -> None:
+    """Also where it went together with them."""
+    table = make_table()
+    with HeldClient(addresses.address) as client:
+        inlet = TrajectoryInlet(client, table.name, 8, Event())
+        good = played(0)
+        bad = replace(good, trajectory_id="bad", columns={**good.columns, "reward": np.array([None] * good.num_steps)})
+        for trajectory in (good, played(1), played(2), bad, played(3)):
+            inlet.put(trajectory, 0.0)
+        client.let_go.set()
+        with pytest.raises(CodecError):
+            inlet.close()
+        assert client.server_info().tables[table.name].inserted_trajectories == 4
