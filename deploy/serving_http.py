@@ -1,6 +1,5 @@
 """Answers HTTP requests for an agent, from bytes to bytes; whoever serves brings the web server and the batches."""
 
-import json
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 from prometheus_client import generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
+from deploy.http_reply import BAD_REQUEST, NOT_ALLOWED, NOT_FOUND, OK, TOO_LARGE, Reply, json_reply, refusal
 from deploy.serving_agent import Decision, Version
 from deploy.serving_metrics import ROUTES, ServeMetrics
 from deploy.serving_positions import RequestError, play, read_game, read_positions, states_of
@@ -19,7 +19,6 @@ from zero.games.game import Game, States
 
 PAGE = Path(__file__).parent / "serve_page" / "index.html"
 MAX_BODY_BYTES = 4 * 2**20
-OK, BAD_REQUEST, NOT_FOUND, NOT_ALLOWED, TOO_LARGE = 200, 400, 404, 405, 413
 
 
 @dataclass(frozen=True)
@@ -41,21 +40,6 @@ class Answer:
 
     decisions: Sequence[Decision]
     version: Version
-
-
-@dataclass(frozen=True)
-class Reply:
-    """A response.
-
-    Attributes:
-        status: of HTTP.
-        body: its bytes.
-        content_type: of the body.
-    """
-
-    status: int
-    body: bytes
-    content_type: str = "application/json"
 
 
 @dataclass(frozen=True)
@@ -111,16 +95,16 @@ class AgentHttp:
 
     async def _routed(self, method: str, path: str, body: bytes) -> Reply:
         if path not in self._routes:
-            return _refusal(NOT_FOUND, f"there is no {path}; there are {', '.join(self._routes)}")
+            return refusal(NOT_FOUND, f"there is no {path}; there are {', '.join(self._routes)}")
         allowed, answer = self._routes[path]
         if method != allowed and not (method == "HEAD" and allowed == "GET"):
-            return _refusal(NOT_ALLOWED, f"{path} takes {allowed}, not {method}")
+            return refusal(NOT_ALLOWED, f"{path} takes {allowed}, not {method}")
         if len(body) > MAX_BODY_BYTES:
-            return _refusal(TOO_LARGE, f"the body has {len(body)} bytes, at most {MAX_BODY_BYTES} are taken")
+            return refusal(TOO_LARGE, f"the body has {len(body)} bytes, at most {MAX_BODY_BYTES} are taken")
         try:
             return await answer(body)
         except RequestError as error:
-            return _refusal(BAD_REQUEST, str(error))
+            return refusal(BAD_REQUEST, str(error))
 
     async def _act(self, body: bytes) -> Reply:
         start = time.perf_counter()
@@ -128,14 +112,14 @@ class AgentHttp:
         seeds = np.array([position.seed for position in positions], np.uint64)
         answer = await self._decide(Asked(states_of(self._game, positions), seeds))
         self._metrics.positions.inc(len(positions))
-        reply = _json({**_version(answer.version), "decisions": [_decision(one) for one in answer.decisions]})
+        reply = json_reply({**_version(answer.version), "decisions": [_decision(one) for one in answer.decisions]})
         self._metrics.act_seconds.observe(time.perf_counter() - start)
         return reply
 
     async def _show_game(self, body: bytes) -> Reply:
         sent = read_game(body)
         played = play(self._game, [sent.seed], [sent.moves], ["game"])
-        return _json(
+        return json_reply(
             {
                 "svg": self._game.render_svg(played.states),
                 "over": bool(self._game.terminated(played.states)[0]),
@@ -147,11 +131,11 @@ class AgentHttp:
         )
 
     async def _show_health(self, _: bytes) -> Reply:
-        return _json({"status": "ok"})
+        return json_reply({"status": "ok"})
 
     async def _show_version(self, _: bytes) -> Reply:
         identity = self._identity
-        return _json(
+        return json_reply(
             {
                 "run": identity.run,
                 "run_id": identity.run_id,
@@ -182,11 +166,3 @@ def _decision(decision: Decision) -> dict[str, Any]:
         "legal_actions": decision.legal_actions.tolist(),
         "policy": decision.policy.tolist(),
     }
-
-
-def _json(record: dict[str, Any], status: int = OK) -> Reply:
-    return Reply(status, json.dumps(record, separators=(",", ":")).encode())
-
-
-def _refusal(status: int, text: str) -> Reply:
-    return _json({"error": " ".join(text.split())}, status)

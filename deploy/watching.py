@@ -11,6 +11,7 @@ from typing import Any, Self
 from deploy.errors import DeployError
 from deploy.fleet_record import FleetRecord
 from deploy.game_files import register_game_file
+from deploy.http_reply import BAD_REQUEST, NOT_FOUND, OK, Reply, json_reply, refusal
 from deploy.run_folder import RunFolder
 from deploy.runs_views import summary
 from replay_server.answers import ReplayError
@@ -26,22 +27,6 @@ GAMES_READ = 100
 """So many of the newest games are looked through for one of every actor."""
 MAX_FIGURES_BYTES = 4 * 2**20
 REQUEST_SECONDS = 3.0
-OK, BAD_REQUEST, NOT_FOUND = 200, 400, 404
-
-
-@dataclass(frozen=True)
-class Reply:
-    """A response.
-
-    Attributes:
-        status: of HTTP.
-        body: its bytes.
-        content_type: of the body.
-    """
-
-    status: int
-    body: bytes
-    content_type: str = "application/json"
 
 
 @dataclass(frozen=True)
@@ -90,15 +75,15 @@ class RunPage:
         try:
             match path:
                 case "/state":
-                    return _json(self._state())
+                    return json_reply(self._state())
                 case "/figures":
-                    return _json(self._figures(int(query.get("from", "0"))))
+                    return json_reply(self._figures(int(query.get("from", "0"))))
                 case "/boards":
-                    return _json(self._boards())
+                    return json_reply(self._boards())
                 case _:
-                    return _json({"error": "there is no such page"}, NOT_FOUND)
+                    return refusal(NOT_FOUND, "there is no such page")
         except (DeployError, ValueError) as error:
-            return _json({"error": str(error)}, BAD_REQUEST)
+            return refusal(BAD_REQUEST, str(error))
 
     def _state(self) -> dict[str, Any]:
         """What the run is, and how its roles stand; these only while it goes on."""
@@ -169,7 +154,3 @@ class RunPage:
     ) -> None:
         with self._lock:
             self._close()
-
-
-def _json(data: Mapping[str, Any], status: int = OK) -> Reply:
-    return Reply(status, json.dumps(data).encode())
