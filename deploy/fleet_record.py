@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
-from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field, JsonValue
@@ -66,16 +65,6 @@ class FleetRecord(FileRecord):
     metrics_address: str
     roles: tuple[FleetRole, ...]
     figures: dict[str, JsonValue] | None = None
-
-    def write(self, path: Path) -> None:
-        """Put the record there as a whole; not onto the disk, for it is of no use after a crash of the machine.
-
-        Raises:
-            OSError: the folder cannot be written.
-        """
-        temporary = path.with_name(f".{path.name}.tmp")
-        temporary.write_text(self.model_dump_json(indent=1), encoding="utf-8")
-        temporary.replace(path)
 
     @property
     def actors(self) -> Sequence[FleetRole]:

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -14,6 +13,7 @@ from deploy.figures import Figures, ProcessFigures, RunFigures
 from deploy.roles import Addresses
 from deploy.run_folder import RunFolder
 from deploy.scrape import Scrape, Scraper
+from deploy.side_file import SideFile
 
 SCRAPE_INTERVAL_SECONDS = 1.0
 METRICS_LINE_INTERVAL_SECONDS = 5.0
@@ -25,6 +25,7 @@ class Following:
     Args:
         addresses: of the replay server.
         folder: the run's.
+        tell: told in one line if the figures cannot be noted.
         clock: monotonic seconds.
 
     Attributes:
@@ -33,12 +34,18 @@ class Following:
         figures: the newest; None before the first scrape.
     """
 
-    def __init__(self, addresses: Addresses, folder: RunFolder, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        addresses: Addresses,
+        folder: RunFolder,
+        tell: Callable[[str], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.run_figures = RunFigures()
         self.process_figures = ProcessFigures()
         self.figures: Figures | None = None
         self._clock = clock
-        self._file = MetricsFile(folder.metrics_file)
+        self._file = SideFile(folder.metrics_file, tell)
         self._scraper = Scraper(addresses.metrics)
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="following")
         self._pending: Future[Scrape] | None = None
@@ -58,7 +65,11 @@ class Following:
             self._pending = None
             if now >= self._next_line:
                 self._next_line = now + METRICS_LINE_INTERVAL_SECONDS
-                self._file.append(self.figures)
+                self._note(self.figures)
+
+    def _note(self, figures: Figures) -> None:
+        """Add a JSON line: unix time and all figures, null for what is not known."""
+        self._file.append(json.dumps(known_values({"time": time.time(), **asdict(figures)})) + "\n")
 
     def __enter__(self) -> Self:
         return self
@@ -69,24 +80,7 @@ class Following:
         self._executor.shutdown(wait=True)
         self._scraper.close()
         if self.figures is not None:
-            self._file.append(self.figures)
-
-
-class MetricsFile:
-    """Appends figures as JSON lines.
-
-    Args:
-        path: the file; made when first written to.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def append(self, figures: Figures) -> None:
-        """Write one line: unix time and all figures, null for what is not known."""
-        values = {"time": time.time(), **asdict(figures)}
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(known_values(values)) + "\n")
+            self._note(self.figures)
 
 
 def known_values(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from deploy.roles import Addresses, Assignment, Role
 from deploy.run_context import DEFAULT_APPLICATION, RunContext
 from deploy.run_folder import RunFolder
 from deploy.run_records import RunState
+from deploy.side_file import SideFile
 from deploy.statistics.run_statistics import EventSource, StatisticsSettings, run_statistics
 from deploy.supervisor import Supervisor
 from replay_server.client import ReplayClient, registered_process
@@ -145,7 +146,7 @@ def run_session(parts: Parts, *, goes_on: bool = False) -> Ending:
     view.event(f"    replay   {addresses.grpc}, metrics http://{addresses.metrics}/metrics and …/sd")
     source = EventSource(addresses.grpc, addresses.metrics, options.credentials, parts.fleet.own_host)
     with run_statistics(source, folder, parts.config, options.statistics, view.event) as statistics:
-        with _noted_session(parts) as noted, Following(addresses, folder) as following:
+        with _noted_session(parts) as noted, Following(addresses, folder, view.event) as following:
             training = _Training(parts, supervisor, addresses, following, noted.number)
             noted.ending = training.run(statistics.drain, elapsed_seconds)
         # Only now is there the manifest of what the session has left.
@@ -197,6 +198,7 @@ class _Training:
         self._started = time.monotonic()
         self._next_record = self._started
         self._learning = False
+        self._fleet_file = SideFile(parts.folder.fleet_file, parts.view.event)
 
     def run(self, before_replay_server_stops: Callable[[], None], elapsed_seconds: float) -> Ending:
         """Supervise until the run ends; then stop all roles, also if one cannot live.
@@ -346,7 +348,7 @@ class _Training:
             roles=roles,
             figures=None if figures is None else known_values(asdict(figures)),
         )
-        record.write(self._parts.folder.fleet_file)
+        self._fleet_file.replace(record.model_dump_json(indent=1))
 
     @contextmanager
     def _fleet_metrics(self) -> Generator[None]:
