@@ -1,11 +1,12 @@
 """Actors under Ray find the code that was compiled before: no slow first minute."""
 
-import logging
+import shutil
 
 import numpy as np
 import pytest
 import ray
 
+from deploy.private_ray import start_private_ray
 from zero.config import ExperimentConfig
 from zero.games.registry import make_game
 from zero.networks import winograd
@@ -29,8 +30,9 @@ def search_once() -> list[int]:
 def test_a_ray_process_compiles_nothing_anew() -> None:
     """What this process has compiled, another one started by Ray loads from disk."""
     search_once()
-    ray.init("local", num_cpus=1, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+    folder = start_private_ray(num_cpus=1)
     try:
         assert ray.get(ray.remote(search_once).remote()) == [0, 0, 0]
     finally:
         ray.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)

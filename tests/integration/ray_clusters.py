@@ -105,9 +105,10 @@ def ray_cluster(head_cpus: int) -> Iterator[RayCluster]:
     with tempfile.TemporaryDirectory(prefix="zero-test-", dir="/tmp") as folder:
         command = [find_redis_server(), "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", folder]
         with subprocess.Popen(command, stdout=subprocess.DEVNULL) as store:
+            # A process reads it once, so that all clusters of these tests have the same.
+            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
             settings = {
                 **RAY_ENVIRONMENT,
-                "RAY_AUTH_TOKEN": secrets.token_hex(32),
                 "RAY_REDIS_ADDRESS": f"127.0.0.1:{port}",
                 "RAY_raylet_start_wait_time_s": "120",  # the machine may be busy
             }
