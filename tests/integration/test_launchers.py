@@ -1,7 +1,6 @@
 """What shows a run is started by `zero tensorboard` and `zero mlflow`, serves, and ends with the command."""
 
 import signal
-import socket
 import subprocess
 import sys
 import urllib.request
@@ -9,15 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.roles import wait_until
+from tests.integration.processes import free_port, wait_until
 
 pytestmark = pytest.mark.slow
-
-
-def free_port() -> int:
-    """One that nobody has now."""
-    with socket.create_server(("127.0.0.1", 0)) as bound:
-        return bound.getsockname()[1]
 
 
 def answers(port: int) -> bool:
