@@ -2,6 +2,7 @@
 
 import gc
 import os
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -31,3 +32,10 @@ def _nothing_was_left_open() -> Iterator[None]:
     """What no test has closed is an error of the last one: after it, a process of pytest-xdist would keep it secret."""
     yield
     gc.collect()
+
+
+@pytest.fixture(autouse=True)
+def _no_registered_games(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A game is registered for one test: the next one of the process, of whatever file, does not know it."""
+    if "zero.games.registry" in sys.modules:
+        monkeypatch.setattr("zero.games.registry._REGISTERED", {})

@@ -12,7 +12,6 @@ from deploy.experiment_files import load_experiment
 from deploy.interrupts import INTERRUPTED
 from deploy.roles import check_experiment
 from tests.integration.processes import SMALL, Command
-from zero.games import registry
 from zero.games.registry import make_game
 
 ROOT = Path(__file__).parents[1]
@@ -22,8 +21,7 @@ CODE = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
 
 @pytest.fixture
 def game_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with the game of the page, in a process that does not know it."""
-    monkeypatch.setattr(registry, "_REGISTERED", {})
+    """A folder with the game of the page."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "nim.py").write_text(CODE[0])
     return tmp_path

@@ -62,12 +62,6 @@ NUMBER = 3
 '''
 
 
-@pytest.fixture(autouse=True)
-def no_games(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process in which nothing was registered."""
-    monkeypatch.setattr(registry, "_REGISTERED", {})
-
-
 @pytest.fixture
 def game_file(tmp_path: Path) -> Path:
     path = tmp_path / "mine.py"

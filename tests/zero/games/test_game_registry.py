@@ -81,13 +81,6 @@ class Crashing(TicTacToe):
         raise KeyError(f"no picture\nof {index}")
 
 
-@pytest.fixture
-def no_games(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process in which nothing was registered."""
-    monkeypatch.setattr(registry, "_REGISTERED", {})
-
-
-@pytest.mark.usefixtures("no_games")
 def test_a_registered_game_is_known_by_its_name():
     """With its options, in this process, until another one takes its name."""
     register_game("mine", lambda options: Triangle(TriangleOptions(**options)), {"num_slots": 1})
@@ -99,7 +92,6 @@ def test_a_registered_game_is_known_by_its_name():
         register_game("triangle", lambda _: TicTacToe())
 
 
-@pytest.mark.usefixtures("no_games")
 @pytest.mark.parametrize(
     ("factory", "text"),
     [
