@@ -1,6 +1,5 @@
 """Shows how the fleet of a run stands: its roles and machines, weights and rates, as tables or as JSON."""
 
-import json
 from typing import Any
 
 from rich.console import Console
@@ -9,6 +8,7 @@ from rich.table import Table
 from deploy.errors import DeployError
 from deploy.fleet_operations import fleet_of
 from deploy.fleet_record import FleetRecord, RoleState
+from deploy.json_text import json_text
 from deploy.run_folder import RunFolder
 from deploy.runs_views import state_of
 
@@ -46,9 +46,9 @@ def print_status(folder: RunFolder, console: Console, *, as_json: bool) -> None:
             "state": state,
             "reason": reason,
             "checkpoint_step": folder.newest_step(),
-            "fleet": None if fleet is None else fleet.model_dump(mode="json"),
+            "fleet": fleet,
         }
-        console.print_json(json.dumps(data))
+        _line(console, json_text(data))
         return
     because = f": {reason}" if reason else ""
     _line(console, f"{folder.path} ({record.run_id}) is {state}{because}")
