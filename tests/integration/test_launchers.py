@@ -31,7 +31,7 @@ def test_a_launcher_warns_serves_and_leaves_nothing_behind(command: str, needs: 
     with subprocess.Popen(arguments, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         assert process.stderr.readline().startswith("warning: ")
-        wait_until(lambda: process.poll() is not None or answers(port))
+        wait_until(lambda: process.poll() is not None or answers(port), "a page, or the end")
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=60)
     assert process.returncode == 130
