@@ -17,6 +17,7 @@ from typing import TypeVar
 import grpc
 import numpy as np
 
+from actors.actor import MAX_INSERTS_IN_FLIGHT
 from actors.metrics import ActorMetrics
 from actors.self_play import MoveReport
 from actors.weights_client import REQUEST_SECONDS, poll_pause
@@ -30,12 +31,16 @@ from zero.config import ExperimentConfig
 from zero.events import EVENTS_TABLE, batches, to_trajectory
 from zero.games.registry import make_game
 from zero.self_play_table import TABLE_NAME, self_play_signature
-from zero.trajectories import Trajectory
+from zero.trajectories import SampleSpec, Trajectory
 from zero.wire import frames, replay_pb2, replay_pb2_grpc, weights_pb2, weights_pb2_grpc
 from zero.wire.codec import MESSAGE_BYTES_METADATA_KEY, REASON_METADATA_KEY
 
-MAX_INSERTS_IN_FLIGHT = 8
-"""Games of an actor that are not acknowledged."""
+SAMPLED_STEPS = 6
+SAMPLED = SampleSpec(
+    128,
+    dict.fromkeys(("observation", "action", "reward", "discount", "search_policy", "search_value"), SAMPLED_STEPS),
+)
+"""What a learner beside the crowd draws."""
 _GAMES_AT_ONCE = 64
 """In lock step: an actor reports a move of all of them at once."""
 _REGISTRATION_SECONDS = 5.0

@@ -25,23 +25,17 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from deploy.run_folder import RunFolder
 from replay_server.client import ReplayClient
 from replay_server.server import ReplayServer, ReplayServerSettings
-from tests.crowd import games_of_the_puzzle
+from tests.crowd import SAMPLED, SAMPLED_STEPS, games_of_the_puzzle
+from tests.procfs import cpu_seconds
 from tests.replay_server.killable import killable_server
 from zero.config import ExperimentConfig
 from zero.games.registry import make_game
 from zero.self_play_table import TABLE_NAME, self_play_table
 from zero.tables import RateLimiterConfig
-from zero.trajectories import PriorityUpdates, SampleSpec, Trajectory
+from zero.trajectories import PriorityUpdates, Trajectory
 from zero.wire import frames
 
-_BATCH = 128
-_WINDOWS = {"observation": 6, "action": 6, "reward": 6, "discount": 6, "search_policy": 6, "search_value": 6}
-
-
-def cpu_seconds(pid: int) -> float:
-    """Processor time of a process so far."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+_BATCH = SAMPLED.batch_size
 
 
 def report_costs(steps: int) -> None:
@@ -59,8 +53,8 @@ def report_costs(steps: int) -> None:
         with ReplayClient(server.address) as client:
             client.create_table(replace(table, rate_limiter=RateLimiterConfig()))
             client.insert(TABLE_NAME, fresh(64))
-            stream = client.sample_stream(TABLE_NAME, SampleSpec(_BATCH, _WINDOWS))
-            over_grpc = client.sample_stream(TABLE_NAME, SampleSpec(_BATCH, _WINDOWS), shared_memory=False)
+            stream = client.sample_stream(TABLE_NAME, SAMPLED)
+            over_grpc = client.sample_stream(TABLE_NAME, SAMPLED, shared_memory=False)
 
             def draw(batches: object) -> None:
                 batch = next(batches)  # pyright: ignore -- a stream
@@ -73,8 +67,8 @@ def report_costs(steps: int) -> None:
                 (f"Insert, 1 game of {steps} moves", 2000, lambda: client.insert(TABLE_NAME, fresh(1))),
                 (f"Insert, 8 games of {steps} moves", 500, lambda: client.insert(TABLE_NAME, fresh(8))),
                 (f"UpdatePriorities, {_BATCH}", 1000, lambda: client.update_priorities(TABLE_NAME, updates)),
-                (f"a batch of {_BATCH} x 6, shared memory", 1000, lambda: draw(stream)),
-                (f"a batch of {_BATCH} x 6, over gRPC", 1000, lambda: draw(over_grpc)),
+                (f"a batch of {_BATCH} x {SAMPLED_STEPS}, shared memory", 1000, lambda: draw(stream)),
+                (f"a batch of {_BATCH} x {SAMPLED_STEPS}, over gRPC", 1000, lambda: draw(over_grpc)),
             )
             print(f"{'call':<40} {'server':>9} {'Redis':>9}   microseconds of a core")
             for name, times, call in kinds:

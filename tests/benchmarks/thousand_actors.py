@@ -26,17 +26,14 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from replay_server.client import ReplayClient, ReplayTimeout
-from tests.crowd import ActorLog, CrowdSettings, games_of_the_puzzle, run_crowd
+from tests.crowd import SAMPLED, ActorLog, CrowdSettings, games_of_the_puzzle, run_crowd
+from tests.procfs import cpu_seconds, resident_bytes
 from tests.replay_server.killable import killable_server
 from zero.config import ExperimentConfig
 from zero.events import events_table
 from zero.games.registry import make_game
 from zero.self_play_table import TABLE_NAME, self_play_table
 from zero.tables import RateLimiterConfig
-from zero.trajectories import SampleSpec
-
-_BATCH = 128
-_WINDOWS = {"observation": 6, "action": 6, "reward": 6, "discount": 6, "search_policy": 6, "search_value": 6}
 
 
 class Learner:
@@ -63,7 +60,7 @@ class Learner:
 
     def _draw(self) -> None:
         with ReplayClient(self._address, client_name="learner") as client:
-            stream = client.sample_stream(TABLE_NAME, SampleSpec(_BATCH, _WINDOWS), timeout=2.0)
+            stream = client.sample_stream(TABLE_NAME, SAMPLED, timeout=2.0)
             while not self._stop.is_set():
                 try:
                     batch = next(stream)
@@ -89,29 +86,24 @@ class Watch:
         self.resident_mib: list[float] = []
         self.descriptors = 0
         self.cpu_seconds = 0.0
-        self._folder = Path(f"/proc/{pid}")
+        self._pid = pid
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run)
 
     def __enter__(self) -> "Watch":
-        self._began = self._cpu()
+        self._began = cpu_seconds(self._pid)
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join()
-        self.cpu_seconds = self._cpu() - self._began
-
-    def _cpu(self) -> float:
-        fields = (self._folder / "stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        self.cpu_seconds = cpu_seconds(self._pid) - self._began
 
     def _run(self) -> None:
         while not self._stop.wait(1.0):
-            pages = int((self._folder / "statm").read_text().split()[1])
-            self.resident_mib.append(pages * os.sysconf("SC_PAGE_SIZE") / (1 << 20))
-            self.descriptors = max(self.descriptors, len(list((self._folder / "fd").iterdir())))
+            self.resident_mib.append(resident_bytes(self._pid) / (1 << 20))
+            self.descriptors = max(self.descriptors, len(list(Path(f"/proc/{self._pid}/fd").iterdir())))
 
 
 def crowds(options: argparse.Namespace, address: str, starts_at: float) -> list[CrowdSettings]:

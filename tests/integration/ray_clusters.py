@@ -16,6 +16,7 @@ from ray.cluster_utils import Cluster
 from deploy.private_ray import RAY_ENVIRONMENT
 from replay_server.embedded_redis import find_redis_server
 from tests.integration.processes import free_port, wait_until
+from tests.procfs import children_of
 
 OBJECT_STORE_BYTES = 80 * 2**20
 
@@ -71,19 +72,6 @@ class RayCluster:
     def close(self) -> None:
         """End all nodes."""
         self._cluster.shutdown()
-
-
-def children_of(parent: int) -> list[int]:
-    """Process ids."""
-    return [int(path.name) for path in Path("/proc").glob("[0-9]*") if parent_of(int(path.name)) == parent]
-
-
-def parent_of(pid: int) -> int | None:
-    """The process id of the parent; None if the process has ended."""
-    try:
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-    except OSError:
-        return None
 
 
 def _command(pid: int) -> str:

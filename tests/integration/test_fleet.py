@@ -15,8 +15,9 @@ from deploy.fleet_record import FleetRecord, RoleState
 from deploy.run_folder import RunFolder
 from replay_server.client import ReplayClient
 from tests.integration.processes import SMALL, Command, wait_until
-from tests.integration.ray_clusters import RayCluster, parent_of, ray_cluster
+from tests.integration.ray_clusters import RayCluster, ray_cluster
 from tests.ledger import Ledger, check_that_nothing_is_lost
+from tests.procfs import parent_of
 from tests.replay_server.played import table_config
 
 pytestmark = pytest.mark.slow

@@ -25,7 +25,7 @@ from tests.certificates import Authority
 from tests.deploy.test_dashboards import DASHBOARDS
 from tests.integration.processes import SMALL, Command, free_port, wait_until
 from tests.integration.prometheus import Prometheus
-from tests.replay_server.killable import suspend
+from tests.procfs import suspend
 from tests.replay_server.played import played, table_config
 
 pytestmark = [

@@ -1,10 +1,7 @@
 """A replay server in a process of its own, which can be killed and started again at the same address."""
 
-import os
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -65,15 +62,3 @@ def killable_server(data_dir: Path) -> Iterator[KillableServer]:
         yield server
     finally:
         server.kill()
-
-
-def suspend(pid: int) -> None:
-    """Stop a process until it gets SIGCONT; returns when none of its threads runs any more."""
-    os.kill(pid, signal.SIGSTOP)
-    while any(_state(thread) in "RSD" for thread in Path(f"/proc/{pid}/task").iterdir()):
-        time.sleep(0.001)
-
-
-def _state(thread: Path) -> str:
-    """The letter behind the name, which may hold any character but ends with the last bracket."""
-    return (thread / "stat").read_text().rpartition(")")[2].split()[0]

@@ -18,9 +18,9 @@ from replay_server.catalog import Catalog
 from replay_server.client import ReplayClient
 from replay_server.server import ReplayServer, ReplayServerError, ReplayServerSettings, run_replay_server
 from replay_server.table import Table, memory_of
+from tests.procfs import suspend
 from tests.replay_server.held import all_steps, trajectories, until
 from tests.replay_server.held_writes import held_writes
-from tests.replay_server.killable import suspend
 from tests.replay_server.played import played, table_config
 from zero.tables import Durability, RateLimiterConfig
 from zero.trajectories import ColumnSpec, PriorityUpdates, TrajectoryFilter

@@ -26,9 +26,9 @@ from replay_server.redis_store import RedisStore
 from replay_server.server import BoundAddresses, ReplayServer, ReplayServerError, ReplayServerSettings
 from replay_server.write_chain import Command, NotLastWrite, WriteChain, WriteInDoubtError
 from tests.ledger import Ledger, check_that_nothing_is_lost
+from tests.procfs import suspend
 from tests.replay_server.held import trajectories, until
 from tests.replay_server.held_writes import held_writes
-from tests.replay_server.killable import suspend
 from tests.replay_server.played import played, table_config
 from zero.tables import Durability
 from zero.trajectories import PriorityUpdates, SequenceBatch, TrajectoryFilter

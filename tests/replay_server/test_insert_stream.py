@@ -19,7 +19,8 @@ from replay_server.client import ReplayClient
 from replay_server.credentials import Credentials, SecuritySettings
 from replay_server.insert_stream import InsertStream
 from replay_server.server import BoundAddresses, ReplayServer, ReplayServerSettings
-from tests.replay_server.killable import killable_server, suspend
+from tests.procfs import suspend
+from tests.replay_server.killable import killable_server
 from tests.replay_server.played import SIGNATURE, played, table_config
 from tests.roles import wait_until
 from zero.tables import Durability, RateLimiterConfig, TableConfig

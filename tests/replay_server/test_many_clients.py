@@ -1,6 +1,5 @@
 """Many clients at once: a crowd of actors is served without errors, starvation or growing memory; files suffice."""
 
-import os
 import resource
 import sys
 import time
@@ -21,6 +20,7 @@ from replay_server.event_sender import MAX_INTERVAL_SECONDS, SEND_INTERVAL_SECON
 from replay_server.server import BoundAddresses
 from replay_server.trajectory_buffer import CALLS_IN_FLIGHT, TrajectoryInlet
 from tests.crowd import CrowdSettings, run_crowd
+from tests.procfs import resident_bytes
 from tests.replay_server.held import until
 from tests.replay_server.killable import KillableServer, killable_server
 from tests.replay_server.played import played, table_config
@@ -36,10 +36,6 @@ _ACTORS = 150
 _SECONDS = 10.0
 _CONNECT_SECONDS = 5.0
 _MIB = 1 << 20
-
-
-def resident_bytes(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 @pytest.mark.slow

@@ -31,8 +31,8 @@ from replay_server.server import (
     ReplayServerSettings,
     run_replay_server,
 )
+from tests.procfs import suspend
 from tests.replay_server.held import until
-from tests.replay_server.killable import suspend
 from tests.replay_server.messages import scrape
 from tests.replay_server.played import played, table_config
 from zero.tables import RateLimiterConfig, TableConfig

@@ -12,7 +12,8 @@ import pytest
 
 from replay_server.answers import ReplayError, UpdateResult
 from replay_server.client import ReplayClient
-from tests.replay_server.killable import killable_server, suspend
+from tests.procfs import suspend
+from tests.replay_server.killable import killable_server
 from tests.replay_server.played import played, table_config
 from tests.roles import wait_until
 from zero.tables import TableConfig

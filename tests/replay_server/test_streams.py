@@ -14,8 +14,8 @@ import pytest
 from replay_server.answers import ReplayTimeout
 from replay_server.client import ReplayClient
 from replay_server.server import BoundAddresses, ReplayServer, ReplayServerSettings
+from tests.procfs import suspend
 from tests.replay_server.held import until
-from tests.replay_server.killable import suspend
 from tests.replay_server.messages import (
     SERVICE,
     converse,
