@@ -219,16 +219,20 @@ def fire_alerts(stack: ExitStack, prometheus: Prometheus, run: Command, guarded:
     finally:
         os.kill(learner, signal.SIGCONT)
     guarded.tokens.write_text("me:" + 64 * "a" + "\n")
+    seen: list[dict[str, float]] = []
+
+    def new_process_seen() -> bool:
+        # None at all while it is down or too busy to be scraped: only another one counts as a new process.
+        now = prometheus.values('process_start_time_seconds{job="guarded"}')
+        if now and now not in seen:
+            seen.append(now)
+            return True
+        return False
+
+    wait_until(new_process_seen, "the scrape of the process")
     for _ in range(4):
-        started = prometheus.values('process_start_time_seconds{job="guarded"}')
         guarded.restart()
-        # None at all while it is down: the next kill must not come before its successor was seen.
-        wait_until(
-            lambda started=started: (
-                (now := prometheus.values('process_start_time_seconds{job="guarded"}')) and now != started
-            ),
-            "the scrape of a new process",
-        )
+        wait_until(new_process_seen, "the scrape of a new process")
     expect(prometheus, "ZeroKeepsRestarting")
     guarded.redis.kill()
     expect(prometheus, "ZeroStoreUnavailable")
