@@ -4,6 +4,7 @@ import os
 import shlex
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -352,7 +353,11 @@ def learner(  # noqa: PLR0913, PLR0917 - one parameter per option, as typer want
         credentials=Credentials(tls_ca, tls_certificate, tls_key, token_file, insecure),
     )
     with locked(folder):
-        _be(assignment, config, log_level)
+        folder.forget_requests()
+        try:
+            _be(assignment, config, log_level, folder.stop_file.exists)
+        finally:
+            folder.forget_requests()
 
 
 @app.command()
@@ -567,10 +572,13 @@ def _check(config: ExperimentConfig) -> None:
             raise DeployError(f"evaluation.baselines: {error}", BAD_INPUT) from None
 
 
-def _be(assignment: Assignment, config: ExperimentConfig, log_level: str) -> None:
+def _be(
+    assignment: Assignment, config: ExperimentConfig, log_level: str, is_asked: Callable[[], bool] = lambda: False
+) -> None:
+    """Be a role until a signal, or until `is_asked()` to stop."""
     log_to_stderr(log_level)
     typer.echo(f"{assignment.name} of {config.name}, replay server {assignment.replay_address} (Ctrl-C stops)")
-    run_until_interrupted(lambda stop: run_role(assignment, config, stop))
+    run_until_interrupted(lambda stop: run_role(assignment, config, stop), is_asked)
 
 
 def _is_given(context: typer.Context, parameter: str) -> bool:

@@ -50,8 +50,8 @@ class Interrupts:
         self.count += 1
 
 
-def run_until_interrupted(call: Callable[[Event], None]) -> None:
-    """Run `call(stop)` in a thread and set `stop` on the first signal.
+def run_until_interrupted(call: Callable[[Event], None], is_asked: Callable[[], bool] = lambda: False) -> None:
+    """Run `call(stop)` in a thread and set `stop` on the first signal, or as soon as `is_asked()`.
 
     A second signal ends the process at once with exit code INTERRUPTED, whatever the thread is doing: what is not
     saved by then is lost, and what others were told is not.
@@ -63,6 +63,8 @@ def run_until_interrupted(call: Callable[[Event], None]) -> None:
             try:
                 future.exception(timeout=POLL_SECONDS)
             except TimeoutError:
+                if is_asked():
+                    stop.set()
                 _act_on(interrupts, stop)
         future.result()
 

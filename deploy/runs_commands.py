@@ -126,6 +126,8 @@ def stop(
 ) -> None:
     """Let whoever trains a run save and stop, here or on another machine that shares the folder.
 
+    Of roles that were started by hand it is the learner.
+
     Example: `zero stop latest`
     """
     from deploy.runs_operations import stop_run  # noqa: PLC0415

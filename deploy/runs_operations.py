@@ -125,6 +125,4 @@ def stop_run(folder: RunFolder, timeout: float) -> str:
         if time.monotonic() > deadline:
             raise DeployError(f"{folder.path} was asked to stop and still trains after {timeout:g} s", FAILED)
         time.sleep(STOP_POLL_SECONDS)
-    record = folder.record()
-    step = record.sessions[-1].training_step if record.sessions else None
-    return f"{folder.path} has stopped at training step {step or 0:,}"
+    return f"{folder.path} has stopped at training step {folder.newest_step() or 0:,}"

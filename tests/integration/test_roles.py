@@ -59,11 +59,19 @@ class FourTerminals:
 
 
 def test_four_roles_by_hand_make_a_run(tmp_path: Path) -> None:
-    """Replay server, learner, actor and evaluator in four terminals train; each ends with 0 on SIGINT or SIGTERM."""
+    """Replay server, learner, actor and evaluator in four terminals train; each ends with 0, whatever ends it.
+
+    SIGTERM the server, `zero stop` the learner, which saves, SIGINT the others.
+    """
     with ExitStack() as stack:
         terminals = FourTerminals(stack, tmp_path)
         wait_until(lambda: min(terminals.counts().values()) > 0, "every role counts")
-        for role in terminals.others:
+        with Command(tmp_path, "stop", "run") as stopping:
+            assert stopping.wait() == 0, stopping.output
+            step = RunFolder(tmp_path / "run").newest_step()
+            assert f"has stopped at training step {step:,}" in stopping.output
+        assert not RunFolder(tmp_path / "run").stop_file.exists()
+        for role in terminals.others[1:]:
             role.interrupt()
         for role in terminals.others:
             assert role.wait(30) == 0, role.output
