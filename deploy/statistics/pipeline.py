@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 POLL_SECONDS = 1.0
 LATENESS_SECONDS = 3.0
 """An interval of seconds is ended by the clock so much later, for events take a second or two to arrive."""
+RESTART_SECONDS = (1.0, 5.0, 60.0)
+"""Pauses after one unexpected error, two in a row, and any further ones."""
 SCHEMA_VERSION = 1
 
 
@@ -107,6 +109,9 @@ class PipelineMetrics:
         self.sink_failures = Counter(
             "zero_statistics_sink_failures", "Attempts of a sink that failed.", ["sink"], registry=self.registry
         )
+        self.restarts = Counter(
+            "zero_statistics_restarts", "Times that an unexpected error threw it back.", registry=self.registry
+        )
 
 
 class Pipeline:
@@ -118,11 +123,13 @@ class Pipeline:
     Args:
         table: where the roles' events wait.
         server: the replay server's own; None without.
-        aggregator: with the windows of `state`.
-        state: what was saved last.
-        file: where it is saved.
+        statistics: which ones.
+        file: where the state is saved.
         sinks: who takes points.
         metrics: of this pipeline.
+
+    Raises:
+        DeployError: the state that was saved is damaged.
     """
 
     def __init__(
@@ -130,19 +137,26 @@ class Pipeline:
         table: EventTable,
         server: ServerEvents | None,
         statistics: Sequence[Statistic],
-        state: State,
         file: StateFile,
         sinks: Sequence[Sink],
         metrics: PipelineMetrics,
     ) -> None:
         self._table = table
         self._server = server
-        self._aggregator = Aggregator(statistics, resumed(state.windows, time.time() - state.saved_at))
+        self._statistics = statistics
         self._file = file
         self._metrics = metrics
-        self._step = state.step
-        self._applied = set(state.applied)
+        self._take_up(file.load())
         self._hand_overs = [self._hand_over(sink) for sink in sinks]
+
+    def restart(self) -> None:
+        """Go on from what was saved last, after an error from which nobody knows what it has left; sinks stay.
+
+        Raises:
+            DeployError: the state that was saved is damaged.
+        """
+        self._metrics.restarts.inc()
+        self._take_up(self._file.load())
 
     def poll(self) -> None:
         """Take in all events that wait, and give on the points that are complete.
@@ -166,6 +180,13 @@ class Pipeline:
         deadline = time.monotonic() + timeout
         for hand_over in self._hand_overs:
             hand_over.join(max(0.0, deadline - time.monotonic()))
+
+    def _take_up(self, state: State) -> None:
+        self._aggregator = Aggregator(self._statistics, resumed(state.windows, time.time() - state.saved_at))
+        self._step = state.step
+        self._applied = set(state.applied)
+        if self._server is not None:
+            self._server.counts = state.server
 
     def _take_in(self) -> int:
         """Returns how many batches were there."""
@@ -217,6 +238,8 @@ def resumed(windows: Windows, pause_seconds: float) -> Windows:
 class RunStatistics:
     """A pipeline in a thread of its own; a context manager, which ends it with what came of the run.
 
+    An error that nobody has foreseen throws the pipeline back to what it saved last, and it goes on from there.
+
     Args:
         pipeline: what to run.
 
@@ -253,15 +276,25 @@ class RunStatistics:
 
     def _run(self) -> None:
         try:
-            said = False
-            while not self._stop.wait(POLL_SECONDS):
-                said = self._poll(said)
-            self._poll(said)
+            self._poll_until_stopped()
+            self._poll(said=False)
             self._pipeline.finish()
         except Exception:
             logger.exception("statistics end: what comes from now on waits for the next start")
         finally:
             self._drained.set()
+
+    def _poll_until_stopped(self) -> None:
+        said, errors, pause = False, 0, POLL_SECONDS
+        while not self._stop.wait(pause):
+            try:
+                said = self._poll(said)
+                errors, pause = 0, POLL_SECONDS
+            except Exception:
+                pause = RESTART_SECONDS[min(errors, len(RESTART_SECONDS) - 1)]
+                errors += 1
+                logger.exception("statistics go on in %g s from where they were saved last", pause)
+                self._pipeline.restart()
 
     def _poll(self, said: bool) -> bool:
         """One poll; returns whether the log knows that it does not work."""

@@ -10,7 +10,7 @@ from deploy.errors import BAD_INPUT, DeployError
 from deploy.run_folder import RunFolder
 from deploy.scrape import get_page
 from deploy.statistics.definitions import load_statistics
-from deploy.statistics.event_reader import EventTable, ServerEvents
+from deploy.statistics.event_reader import EventTable, ServerCounts, ServerEvents
 from deploy.statistics.pipeline import Pipeline, PipelineMetrics, RunStatistics, StateFile
 from deploy.statistics.sinks import ConsoleSink, JsonLinesSink, Sink
 from replay_server.client import ReplayClient, registered_process
@@ -123,18 +123,17 @@ def run_statistics(
     """
     folder.statistics.mkdir(parents=True, exist_ok=True)
     state_file = StateFile(folder.statistics / "state.json")
-    state = state_file.load()
     sinks = [_make_sink(name, folder, config, settings, print_line) for name in settings.chosen()]
     metrics = PipelineMetrics()
     server = None
     if source.metrics_address is not None:
         address = source.metrics_address
-        server = ServerEvents(lambda: get_page(address, "/metrics", PAGE_SECONDS), state.server)
+        server = ServerEvents(lambda: get_page(address, "/metrics", PAGE_SECONDS), ServerCounts())
     statistics = load_statistics(settings.definitions)
     with (
         ReplayClient(source.replay_address, credentials=source.credentials) as client,
         registered_process(client, "statistics", "statistics", metrics.registry, source.host, source.metrics_port),
-        RunStatistics(Pipeline(EventTable(client), server, statistics, state, state_file, sinks, metrics)) as running,
+        RunStatistics(Pipeline(EventTable(client), server, statistics, state_file, sinks, metrics)) as running,
     ):
         yield running
 

@@ -15,7 +15,7 @@ from deploy.private_replay_server import private_replay_server
 from deploy.run_records import RunState
 from deploy.statistics.definitions import load_statistics
 from deploy.statistics.event_reader import EventTable
-from deploy.statistics.pipeline import Pipeline, PipelineMetrics, State, StateFile
+from deploy.statistics.pipeline import Pipeline, PipelineMetrics, StateFile
 from deploy.statistics.sinks import JsonLinesSink, Outcome
 from replay_server import recorded_metrics
 from replay_server.client import ReplayClient
@@ -63,7 +63,7 @@ def aggregating(client: ReplayClient, folder: Path, actors: int, per_actor: int)
     """Seconds by the clock and of this process's processor to take in a second of events."""
     states = StateFile(folder / "state.json")
     sinks = [JsonLinesSink(folder / "points.jsonl")]
-    pipeline = Pipeline(EventTable(client), None, load_statistics(None), State(), states, sinks, PipelineMetrics())
+    pipeline = Pipeline(EventTable(client), None, load_statistics(None), states, sinks, PipelineMetrics())
     send(client, actors, per_actor)
     pipeline.poll()  # what is done once per series
     send(client, actors, per_actor)

@@ -80,7 +80,7 @@ def start(client: ReplayClient, tmp_path: Path) -> Callable[..., Pipeline]:
     def start(table: type[EventTable] = EventTable, file: type[StateFile] = StateFile) -> Pipeline:
         states = file(tmp_path / "state.json")
         sinks = [JsonLinesSink(tmp_path / "points.jsonl")]
-        return Pipeline(table(client), None, [SUM, TOTAL], states.load(), states, sinks, PipelineMetrics())
+        return Pipeline(table(client), None, [SUM, TOTAL], states, sinks, PipelineMetrics())
 
     return start
 
@@ -202,7 +202,7 @@ def test_a_sink_that_hangs_holds_up_neither_roles_nor_other_sinks(client: Replay
     """A role records, sends and ends as ever, its events leave the server, and other sinks get every point."""
     hanging, file = Hanging(), StateFile(tmp_path / "state.json")
     sinks = [hanging, JsonLinesSink(tmp_path / "points.jsonl")]
-    pipeline = Pipeline(EventTable(client), None, [SUM, TOTAL], State(), file, sinks, PipelineMetrics())
+    pipeline = Pipeline(EventTable(client), None, [SUM, TOTAL], file, sinks, PipelineMetrics())
     registry = RecordingRegistry()
     counter = Counter("x", "Help.", registry=registry)
     with RunStatistics(pipeline) as statistics:
@@ -249,6 +249,36 @@ def test_a_pipeline_that_cannot_go_on_ends_nothing_else(
     end_with.poll()
     end(end_with)
     assert points(tmp_path / "points.jsonl")[-2:] == [("sum", 1.0), ("total", 1.0)]
+
+
+class Surprising(StateFile):
+    """Breaks down as often as it shall, when all else is done."""
+
+    surprises = 3
+
+    def save(self, state: State) -> None:
+        """Nobody has foreseen that."""
+        if self.surprises:
+            self.surprises -= 1
+            raise RuntimeError("a surprise")
+        super().save(state)
+
+
+def test_an_error_that_nobody_has_foreseen_ends_no_statistics(
+    client: ReplayClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They go on from what was saved, as often as it happens: every event counts once, and Prometheus sees it."""
+    monkeypatch.setattr(pipeline_module, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(pipeline_module, "RESTART_SECONDS", (0.01, 0.02))
+    send(client, range(5), "a")
+    metrics, file = PipelineMetrics(), Surprising(tmp_path / "state.json")
+    sinks = [JsonLinesSink(tmp_path / "points.jsonl")]
+    with RunStatistics(Pipeline(EventTable(client), None, [SUM, TOTAL], file, sinks, metrics)) as statistics:
+        wait_until(lambda: client.server_info().tables[EVENTS_TABLE].num_trajectories == 0)
+        send(client, range(5, 8), "b")
+        statistics.drain()
+    assert points(tmp_path / "points.jsonl")[-2:] == [("sum", 8.0), ("total", 8.0)]
+    assert metrics.registry.get_sample_value("zero_statistics_restarts_total") == 3
 
 
 @pytest.mark.parametrize(
