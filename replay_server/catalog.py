@@ -268,7 +268,7 @@ class Catalog:
             nonlocal deleted
             deleted = old.table.num_trajectories
             old.close(was_reset(name))
-            table.next_ordinal = old.table.next_ordinal
+            table.first_ordinal, table.next_ordinal = old.table.first_ordinal, old.table.next_ordinal
             new = self._serve(table, old.limiter.config)
             if new.logged:
                 self._commit.restart_table(old, new)

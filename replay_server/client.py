@@ -381,6 +381,9 @@ class ReplayClient:
 
         Yields:
             Some chunks at a time, and the cursor after them.
+
+        Raises:
+            ReplayError: UNKNOWN_CURSOR, the table was made anew since that cursor was given.
         """
         request = replay_pb2.ReadTrajectoriesRequest(table=table, since=cursor, columns=columns)
         for part in self._read(request, timeout):

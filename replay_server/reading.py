@@ -49,6 +49,10 @@ class Reader:
     async def _read_since(self, call: Call, table: Table, request: replay_pb2.ReadTrajectoriesRequest) -> None:
         if request.HasField("filter") or request.newest_first:
             raise Refusal(Reason.BAD_MESSAGE, "since is given without filter and newest_first")
+        if request.since and not table.first_ordinal <= request.since <= table.next_ordinal:
+            raise Refusal(
+                Reason.UNKNOWN_CURSOR, f"since {request.since} is of an earlier table {request.table!r}: begin at 0"
+            )
         columns = _checked_columns(table, request.columns)
         news = _news(table, request.since)[: request.limit or None]
         await self._write(call, _news_messages(table, news, columns))

@@ -103,6 +103,7 @@ def recover_table(
 def counters(table: Table) -> dict[str, int]:
     """What a table counts for good."""
     return {
+        "first_ordinal": table.first_ordinal,
         "next_ordinal": table.next_ordinal,
         "inserted_steps": table.inserted_steps,
         "inserted_trajectories": table.inserted_trajectories,
@@ -112,6 +113,7 @@ def counters(table: Table) -> dict[str, int]:
 
 def set_counters(table: Table, state: Mapping[str, int]) -> None:
     """Count on from where the counters were."""
+    table.first_ordinal = state.get("first_ordinal", table.first_ordinal)
     table.next_ordinal = max(table.next_ordinal, state.get("next_ordinal", 0))
     for name in ("inserted_steps", "inserted_trajectories", "removed_trajectories", "sampled_positions"):
         setattr(table, name, state.get(name, getattr(table, name)))

@@ -92,6 +92,7 @@ class Table:
         priorities: by slot.
         has_priorities: whether they make a difference.
         num_steps: stored now.
+        first_ordinal: of the first chunk that ever came; what is smaller is of an earlier table of that name.
         next_ordinal: of the next chunk.
         inserted_steps: ever.
         inserted_trajectories: ever.
@@ -114,7 +115,7 @@ class Table:
         self.rings = ColumnRings(config.signature, config.capacity)
         self.priorities = Priorities(config.capacity)
         self.num_steps = 0
-        self.next_ordinal = first_ordinal
+        self.first_ordinal = self.next_ordinal = first_ordinal
         self.inserted_steps = self.inserted_trajectories = self.sampled_positions = self.removed_trajectories = 0
         self.updated_steps = 0
         self._clock = clock

@@ -625,3 +625,23 @@ def test_a_table_keeps_less_than_it_has_room_for(remover: str) -> None:
             assert stored == [f"t{number}" for number in range(len(stored))]
         for number in range(0, 40, 2):  # those that went are known
             assert kept.check_new(block_of(played(number, 1 + number % 3))) == []
+
+
+def test_a_table_of_random_slots_takes_its_share_and_replaces_any() -> None:
+    """Of 4,000 that come when 20 are kept a quarter is taken, and each of the 20 is as likely to go, by its age."""
+    kept = table(remover="random", keep_steps=20, replace_probability=0.25)
+    insert(kept, *(played(number, 1) for number in range(20)))
+    before = [one.trajectory_id for one in kept.trajectories()]
+    replaced = np.zeros(20, np.int64)
+    for number in range(20, 4020):
+        insert(kept, played(number, 1))
+        after = [one.trajectory_id for one in kept.trajectories()]
+        assert len(after) == 20
+        if after != before:
+            assert after[-1] == f"t{number}"
+            (gone,) = set(before) - set(after)
+            replaced[before.index(gone)] += 1
+        before = after
+    taken = replaced.sum()
+    assert abs(taken - 1000) < 4 * np.sqrt(4000 * 0.25 * 0.75)
+    assert ((replaced - taken / 20) ** 2 / (taken / 20)).sum() < 43.8  # 19 degrees of freedom, one in a thousand

@@ -20,6 +20,7 @@ stable reason that programs may rely on:
   BAD_PRIORITY         INVALID_ARGUMENT     a negative priority
   CONTENT_CONFLICT     ALREADY_EXISTS       a known trajectory id with other content
   MISSING_CHUNK        FAILED_PRECONDITION  a chunk whose predecessor has not come; send that one first
+  UNKNOWN_CURSOR       FAILED_PRECONDITION  a cursor of an earlier table of that name; begin at 0
   NOT_DURABLE          FAILED_PRECONDITION  the table promises more than Redis gives now; nothing was stored
   MESSAGE_TOO_LARGE    RESOURCE_EXHAUSTED   larger than the server's message limit
   TOO_BUSY             RESOURCE_EXHAUSTED   too many bytes or calls in flight; try again after the google.rpc.RetryInfo
