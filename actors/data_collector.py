@@ -1,7 +1,9 @@
 """Collects samples, or whole trajectories, in the process that makes them: stamps each and hands it on."""
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
@@ -31,10 +33,14 @@ class DataCollector(Generic[T]):
 
         Raises:
             FieldMismatch: its fields are not those of the buffer; nothing else is lost.
+            ValueError: the clock gave no finite time.
             QueueFullError: the queue is full and rejects, or has blocked for too long.
             QueueClosedError: the collector was released, or another producer has taken its name over.
         """
-        self._inlet.put(data, self._clock())
+        collected_at = self._clock()
+        if not math.isfinite(collected_at):
+            raise ValueError(f"the collector's clock gave {collected_at}: no such time can be stored")
+        self._inlet.put(data, collected_at)
 
     def counts(self) -> QueueCounts:
         """What became of samples so far."""
@@ -84,7 +90,7 @@ class DataCollectorsDict(Mapping[str, DataCollector[Any]]):
         """
         collector = DataCollector[Any](self._inlets.acquire(name, exclusive=exclusive), clock=self._clock)
         self._collectors[name] = collector
-        self.metrics.watch(name, collector.counts)
+        self.metrics.watch(name, self._inlets[name].counts)
         return collector
 
     def release(self, name: str) -> None:
@@ -93,13 +99,16 @@ class DataCollectorsDict(Mapping[str, DataCollector[Any]]):
         Raises:
             KeyError: it is not acquired.
         """
-        self._inlets.release(name)
-        self._collectors.pop(name, None)
+        try:
+            self._inlets.release(name)
+        finally:
+            self._collectors.pop(name, None)
 
     def close(self) -> None:
         """Release all."""
-        for name in list(self._collectors):
-            self.release(name)
+        with ExitStack() as stack:  # all are released, also when one fails
+            for name in self._collectors:
+                stack.callback(self.release, name)
 
     def __getitem__(self, name: str) -> DataCollector[Any]:
         return self._collectors[name]

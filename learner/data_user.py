@@ -78,7 +78,8 @@ class DataUser(Generic[R]):
         """Move what was collected into the buffer."""
         with self._lock:
             if isinstance(self._buffer, FedBuffer):
-                self._stamps.add(self._buffer.pull())
+                for times_of_part in self._buffer.pull():
+                    self._stamps.add(times_of_part)
                 return
             waiting = self._queue.take()
             times: list[float] = []
@@ -157,12 +158,12 @@ class DataUser(Generic[R]):
 
     def counts(self) -> QueueCounts:
         """What became of what was collected in this process."""
-        return self._queue.counts()
+        return self._buffer.counts() if isinstance(self._buffer, FedBuffer) else self._queue.counts()
 
     @property
     def refused(self) -> int:
         """Samples that the buffer did not take."""
-        return self._refused
+        return self._refused + (self._buffer.refused if isinstance(self._buffer, FedBuffer) else 0)
 
     @property
     def missed(self) -> int:
@@ -188,7 +189,7 @@ class DataUser(Generic[R]):
             new.mkdir()
             self._buffer.save_state(new / _BUFFER)
             times, counts = self._stamps.entries()
-            write_state(new / _TIMES, _KIND, {"times": times, "counts": counts, "refused": self._refused})
+            write_state(new / _TIMES, _KIND, {"times": times, "counts": counts, "refused": self.refused})
             flush_folder(new)
             write_state(path / _CURRENT, _KIND, {"folder": new.name})
             if old is not None:

@@ -8,6 +8,7 @@ from typing import Any, Generic, TypeVar, cast, overload
 
 import numpy as np
 
+from replay_server.data_queue import QueueCounts
 from replay_server.inlets import Inlet
 from zero.trajectories import PriorityUpdates, SequenceBatch
 
@@ -26,10 +27,10 @@ class FieldMismatch(KeyError, ValueError):  # noqa: N818 -- says what is wrong, 
     def __init__(self, missing: Iterable[str], extra: Iterable[str]) -> None:
         self.missing = tuple(sorted(missing))
         self.extra = tuple(sorted(map(str, extra)))
-        super().__init__(f"a sample lacks {list(self.missing)} and has {list(self.extra)} too many")
+        super().__init__(self.missing, self.extra)  # with what it is made of, it can be sent between processes
 
-    def __str__(self) -> str:  # a KeyError would show the text in quotes
-        return self.args[0]
+    def __str__(self) -> str:
+        return f"a sample lacks {list(self.missing)} and has {list(self.extra)} too many"
 
 
 def check_fields(names: frozenset[str], data: object) -> None:
@@ -184,11 +185,20 @@ class FedBuffer(DataBuffer[T, R]):
     def open_inlet(self, *, exclusive: bool = True) -> Inlet[Any]:
         """Where a collector attaches; see InletSource."""
 
+    @abstractmethod
+    def counts(self) -> QueueCounts:
+        """What became of all that was collected through this object."""
+
     @property
     def missed(self) -> int:
         """Chunks of samples that were gone before `pull` could see them."""
         return 0
 
+    @property
+    def refused(self) -> int:
+        """Samples that `pull` has left out, since the buffer was made or loaded."""
+        return 0
+
     @abstractmethod
-    def pull(self) -> Sequence[float]:
-        """See what has come since the last call; returns when each was collected."""
+    def pull(self) -> Iterable[Sequence[float]]:
+        """See what has come since the last call, part by part as it is gone through: when each was collected."""

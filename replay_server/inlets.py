@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from typing import Any, Generic, Protocol, TypeVar
 
 from replay_server.data_queue import DataQueue, QueueClosedError, QueueCounts, Stamped
@@ -28,6 +29,11 @@ class Inlet(Protocol[T_contra]):
         """What became of samples so far."""
         ...
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether it is closed, or has failed, so that its counts stay as they are."""
+        ...
+
     def close(self) -> None:
         """Take nothing more, and give the name back; what was taken still arrives."""
         ...
@@ -45,6 +51,10 @@ class InletSource(Protocol):
         Raises:
             KeyError: another producer has claimed the name.
         """
+        ...
+
+    def counts(self) -> QueueCounts:
+        """What became of all that was collected through this object."""
         ...
 
 
@@ -69,11 +79,42 @@ class QueueInlet(Generic[T]):
         """Of the whole queue, whoever collected."""
         return self._queue.counts()
 
+    @property
+    def has_ended(self) -> bool:
+        """See Inlet."""
+        return not self._is_open
+
     def close(self) -> None:
         """See Inlet."""
         if self._is_open:
             self._is_open = False
             self._closed()
+
+
+class OpenedInlets:
+    """The inlets that were opened into one place; for any thread."""
+
+    def __init__(self) -> None:
+        """None yet."""
+        self._lock = threading.Lock()
+        self._open: list[Inlet[Any]] = []
+        self._ended = QueueCounts(0, 0, 0)
+
+    def add(self, inlet: Inlet[Any]) -> None:
+        """One was opened; of those that have ended only their counts are kept."""
+        with self._lock:
+            ended = [one for one in self._open if one.has_ended]
+            self._ended = self._sum(ended)
+            self._open = [*(one for one in self._open if one not in ended), inlet]
+
+    def counts(self) -> QueueCounts:
+        """Of all together."""
+        with self._lock:
+            return self._sum(self._open)
+
+    def _sum(self, inlets: list[Inlet[Any]]) -> QueueCounts:
+        counts = (self._ended, *(inlet.counts() for inlet in inlets))
+        return QueueCounts(*map(sum, zip(*counts, strict=True)))
 
 
 class Claims:
@@ -128,7 +169,7 @@ class InletsDict(Mapping[str, InletSource]):
         except KeyError as error:
             raise KeyError(f"{name}: {error.args[0]}") from None
         with self._lock:
-            self._open.setdefault(name, []).append(inlet)
+            self._open[name] = [*(one for one in self._open.get(name, ()) if not one.has_ended), inlet]
         return inlet
 
     def release(self, name: str) -> None:
@@ -141,8 +182,9 @@ class InletsDict(Mapping[str, InletSource]):
             inlets = self._open.pop(name, [])
         if not inlets:
             raise KeyError(f"collector {name!r} was not acquired here")
-        for inlet in inlets:
-            inlet.close()
+        with ExitStack() as stack:  # all are closed, also when one fails
+            for inlet in inlets:
+                stack.callback(inlet.close)
 
     def __getitem__(self, name: str) -> InletSource:
         return self._sources[name]

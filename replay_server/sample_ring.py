@@ -38,10 +38,11 @@ class SampleRing:
     """Rows in the order in which they came; for one thread at a time."""
 
     def __init__(self, signature: Signature, max_size: int | None) -> None:
-        """At most `max_size` rows, which the caller sees to; None for any number."""
+        """At most `max_size` rows, and one more for as long as it is put before another is dropped; None for any."""
         self._names = frozenset(spec.name for spec in signature)
         self._fields = [_field(spec) for spec in signature]
-        rows = _FIRST_ROWS if max_size is None else max(min(max_size, _FIRST_ROWS), 1)
+        self._most_rows = math.inf if max_size is None else max_size + 1  # one is free, to look at what comes
+        rows = int(min(self._most_rows, _FIRST_ROWS))
         self._columns = [np.empty((rows, *spec.shape), spec.dtype) for spec in signature]
         self._times = np.empty(rows, np.float64)
         self._first = 0
@@ -57,6 +58,16 @@ class SampleRing:
             FieldMismatch: other fields.
             ValueError: a value has another shape, does not fit into the dtype or is not finite; nothing is added.
         """
+        row = self._write(data)
+        self._times[row] = time
+        self._size += 1
+
+    def check(self, data: Mapping[str, ArrayLike]) -> None:
+        """Refuse what `put` would refuse, and add nothing."""
+        self._write(data)
+
+    def _write(self, data: Mapping[str, ArrayLike]) -> int:
+        """Fill the free row behind the last one; returns its number."""
         check_fields(self._names, data)
         if self._size == len(self._times):
             self._grow()
@@ -71,8 +82,7 @@ class SampleRing:
                 column[row] = value
             except OverflowError:
                 raise ValueError(f"column {field.spec.name!r} is {value}, which {field.dtype} cannot hold") from None
-        self._times[row] = time
-        self._size += 1
+        return row
 
     def drop_oldest(self) -> None:
         """Forget the first row."""
@@ -91,8 +101,9 @@ class SampleRing:
 
     def _grow(self) -> None:
         rows = (self._first + np.arange(self._size)) % len(self._times)
-        self._columns = [np.concatenate((column[rows], np.empty_like(column))) for column in self._columns]
-        self._times = np.concatenate((self._times[rows], np.empty_like(self._times)))
+        more = int(min(len(self._times), self._most_rows - self._size))
+        self._columns = [np.concatenate((column[rows], np.empty_like(column[:more]))) for column in self._columns]
+        self._times = np.concatenate((self._times[rows], np.empty(more)))
         self._first = 0
 
 

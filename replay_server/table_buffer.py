@@ -11,21 +11,25 @@ from typing import Any, TypeVar, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from replay_server.answers import ReplayError
 from replay_server.client import ReplayClient
 from replay_server.data_buffer import DataBuffer, FedBuffer
-from replay_server.data_queue import Overflow
-from replay_server.replacement_buffer import RandomReplacementBuffer
+from replay_server.data_queue import Overflow, QueueCounts
+from replay_server.inlets import OpenedInlets
+from replay_server.replacement_buffer import DictRandomReplacementBuffer, RandomReplacementBuffer
 from replay_server.sample_ring import STAMP
-from replay_server.sequential_buffer import SequentialBuffer
+from replay_server.sequential_buffer import DictSequentialBuffer, SequentialBuffer
 from replay_server.state_file import StateError, read_state, write_state
 from replay_server.table_inlet import InletOptions, TableInlet
 from zero.tables import Durability, EpisodeEnd, SequenceRule, TableConfig
 from zero.trajectories import PriorityUpdates, SequenceBatch, Signature, Trajectory
+from zero.wire.codec import Reason
 
 logger = logging.getLogger(__name__)
 
 R = TypeVar("R")
 
+_AS_TABLES = (SequentialBuffer, DictSequentialBuffer, RandomReplacementBuffer, DictRandomReplacementBuffer)
 _MOST_CHUNK_STEPS = 256
 _INSERT_STEPS = 4096
 _SINGLE_INSERT_STEPS = 128
@@ -60,7 +64,8 @@ def on_server(
     """The same buffer, on a replay server: collectors and users may be anywhere, and what is stored outlives them.
 
     A SequentialBuffer and a RandomReplacementBuffer become tables with their size and probability, shared by all users.
-    Any other buffer stays where it is made and takes in what comes into a table, from where it was the last time.
+    Any other buffer, also one of a subclass, stays where it is made and takes in what comes into a table, from where it
+    was the last time.
 
     Args:
         buffer: new and empty.
@@ -79,13 +84,15 @@ def on_server(
     if buffer.collecting_data_names is not None and set(buffer.collecting_data_names) != set(names):
         raise ValueError(f"the buffer has the fields {buffer.collecting_data_names}, the signature {names}")
     served = ServedOptions(**options)
-    if isinstance(buffer, SequentialBuffer | RandomReplacementBuffer):
-        return TableBuffer[R](cast("DataBuffer[Any, R]", buffer), client, table, signature, served)
+    if type(buffer) in _AS_TABLES:  # what a subclass does of its own, a table would not do
+        return TableBuffer[R](buffer, client, table, signature, served)
     return MirroredBuffer[R](buffer, client, table, signature, served)
 
 
 class _Served(FedBuffer[Mapping[str, Any], R]):
     """What both have in common: the table, its inlets, the cursor of one user."""
+
+    kind = "buffer"
 
     def __init__(
         self,
@@ -97,7 +104,7 @@ class _Served(FedBuffer[Mapping[str, Any], R]):
     ) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # the buffer has said it already
-            super().__init__(options.max_queue_size or buffer.max_queue_size)
+            super().__init__(buffer.max_queue_size if options.max_queue_size is None else options.max_queue_size)
         self._names = frozenset(spec.name for spec in signature)
         self._ordered_names = [spec.name for spec in signature]
         self._collecting_data_names = buffer.collecting_data_names
@@ -106,6 +113,7 @@ class _Served(FedBuffer[Mapping[str, Any], R]):
         self._signature = signature
         self._table = config.name
         self._options = options
+        self._inlets = OpenedInlets()
         self._chunk_steps, self._insert_steps = 1, 1
         self._misses_what_is_gone = True
         self._cursor = 0
@@ -119,7 +127,7 @@ class _Served(FedBuffer[Mapping[str, Any], R]):
         Raises:
             KeyError: another producer has claimed the table.
         """
-        return TableInlet(
+        inlet = TableInlet(
             self._client,
             self._table,
             self._signature,
@@ -133,6 +141,12 @@ class _Served(FedBuffer[Mapping[str, Any], R]):
             ),
             exclusive=exclusive,
         )
+        self._inlets.add(inlet)
+        return inlet
+
+    def counts(self) -> QueueCounts:
+        """See FedBuffer."""
+        return self._inlets.counts()
 
     def add(self, data: Mapping[str, Any]) -> None:
         """Store one sample; returns when it is as durable as promised. A collector is the fast way."""
@@ -144,6 +158,19 @@ class _Served(FedBuffer[Mapping[str, Any], R]):
     def missed(self) -> int:
         """See FedBuffer; of a table of random slots none, for what it did not keep is not missed."""
         return self._missed
+
+    def _news(self, columns: Sequence[str] = ()) -> Iterator[Sequence[Trajectory]]:
+        """Chunks that this user has not read; those that were given out count as read when it asks for more."""
+        try:
+            for cursor, chunks in self._client.read_since(self._table, self._cursor, columns):
+                yield chunks
+                self._go_on(cursor, len(chunks))
+        except ReplayError as error:
+            if error.reason != Reason.UNKNOWN_CURSOR:
+                raise
+            logger.warning("table %s was made anew: what was not read of the old one is lost", self._table)
+            self._cursor, self._is_reading = 0, False
+            yield from self._news(columns)
 
     def _go_on(self, cursor: int, num_chunks: int) -> None:
         """Note how far this user has read, and what was removed before it could: chunks are numbered one by one."""
@@ -159,13 +186,14 @@ class _Served(FedBuffer[Mapping[str, Any], R]):
             )
         self._cursor, self._is_reading = cursor, True
 
-    def _state(self) -> dict[str, Any]:
-        return {"table": self._table, "cursor": self._cursor}
+    def _save_cursor(self, path: Path) -> None:
+        write_state(path, self.kind, {"table": self._table, "cursor": self._cursor})
 
-    def _load(self, path: Path, state: Mapping[str, Any]) -> None:
+    def _saved_cursor(self, path: Path) -> int:
+        state = read_state(path, self.kind)
         if state["table"] != self._table:
             raise StateError(f"{path} is of table {state['table']!r}, not of {self._table!r}")
-        self._cursor, self._is_reading = state["cursor"], True
+        return state["cursor"]
 
 
 class TableBuffer(_Served[R]):
@@ -174,6 +202,8 @@ class TableBuffer(_Served[R]):
     Values come back as NumPy arrays and numbers of the signature's dtypes. A draw shows up to 256 samples more than the
     newest `max_size`, which are on their way out.
     """
+
+    kind = "TableBuffer"
 
     def __init__(
         self,
@@ -207,14 +237,10 @@ class TableBuffer(_Served[R]):
         self._chunk_steps = chunk_steps
         self._insert_steps = min(_SINGLE_INSERT_STEPS, size) if replaces else min(_INSERT_STEPS, size)
 
-    def pull(self) -> Sequence[float]:
+    def pull(self) -> Iterator[Sequence[float]]:
         """See what has come; only when it was collected is read."""
-        times: list[float] = []
-        for cursor, chunks in self._client.read_since(self._table, self._cursor, (STAMP.name,)):
-            for chunk in chunks:
-                times += chunk.columns[STAMP.name].tolist()
-            self._go_on(cursor, len(chunks))
-        return times
+        for chunks in self._news((STAMP.name,)):
+            yield self._joined([chunk.columns for chunk in chunks], STAMP.name).tolist()
 
     def __len__(self) -> int:
         return min(self._client.server_info().tables[self._table].num_steps, self._size)
@@ -273,7 +299,7 @@ class TableBuffer(_Served[R]):
 
     def save_state(self, path: Path) -> None:
         """Write how far this user has read; what is stored, the server keeps."""
-        write_state(path, "TableBuffer", self._state())
+        self._save_cursor(path)
 
     def load_state(self, path: Path) -> None:
         """Go on reading from there.
@@ -281,11 +307,13 @@ class TableBuffer(_Served[R]):
         Raises:
             StateError: damaged, or of another table.
         """
-        self._load(path, read_state(path, "TableBuffer"))
+        self._cursor, self._is_reading = self._saved_cursor(path), True
 
 
 class MirroredBuffer(_Served[R]):
     """A buffer of this process that takes in what comes into a table; every user has one of its own."""
+
+    kind = "MirroredBuffer"
 
     def __init__(
         self,
@@ -306,17 +334,20 @@ class MirroredBuffer(_Served[R]):
         )
         super().__init__(buffer, client, config, signature, options)
         self._buffer = buffer
+        self._refused = 0
         self._chunk_steps = min(_MOST_CHUNK_STEPS, options.history)
         self._insert_steps = min(_INSERT_STEPS, options.history)
 
-    def pull(self) -> Sequence[float]:
-        """Add what has come; a sample that the buffer does not take is left out and logged."""
-        times: list[float] = []
-        for cursor, chunks in self._client.read_since(self._table, self._cursor):
+    def pull(self) -> Iterator[Sequence[float]]:
+        """Add what has come; a sample that the buffer does not take is left out, counted and logged."""
+        for chunks in self._news():
             for chunk in chunks:
-                times += self._add_chunk(chunk)
-            self._go_on(cursor, len(chunks))
-        return times
+                yield self._add_chunk(chunk)
+
+    @property
+    def refused(self) -> int:
+        """See FedBuffer."""
+        return self._refused
 
     def _add_chunk(self, chunk: Trajectory) -> list[float]:
         times: list[float] = []
@@ -325,6 +356,7 @@ class MirroredBuffer(_Served[R]):
             try:
                 self._buffer.add(dict(zip(self._ordered_names, row, strict=True)))
             except Exception:
+                self._refused += 1
                 logger.exception("a sample was left out: %s does not take it", type(self._buffer).__name__)
             else:
                 times.append(collected_at)
@@ -357,7 +389,7 @@ class MirroredBuffer(_Served[R]):
         """
         path.mkdir()
         self._buffer.save_state(path / "buffer")
-        write_state(path / "cursor", "MirroredBuffer", self._state())
+        self._save_cursor(path / "cursor")
 
     def load_state(self, path: Path) -> None:
         """Go on from there.
@@ -366,5 +398,7 @@ class MirroredBuffer(_Served[R]):
             NotImplementedError: the buffer cannot be saved.
             StateError: damaged, or of another table or buffer.
         """
-        self._load(path, read_state(path / "cursor", "MirroredBuffer"))
+        cursor = self._saved_cursor(path / "cursor")
         self._buffer.load_state(path / "buffer")
+        self._cursor, self._is_reading = cursor, True
+        self._refused = 0

@@ -117,12 +117,14 @@ class TableInlet:
         """
         with self._condition:
             self._check_open()
-            if self._max_size is not None and len(self._ring) >= self._max_size:
-                self._make_room()
+            if self._overflow is not Overflow.DROP_OLDEST and not self._has_room():
+                self._ring.check(data)
+                self._wait_for_room()
             self._ring.put(data, time)
-            if self._max_size == 0:
-                self._ring.drop_oldest()
             self._collected += 1
+            if self._max_size is not None and len(self._ring) > self._max_size:
+                self._ring.drop_oldest()
+                self._dropped += 1
             if len(self._ring) in (1, self._chunk_steps):
                 self._condition.notify_all()
 
@@ -132,24 +134,28 @@ class TableInlet:
         if self._closed:
             raise QueueClosedError("the collector was released: acquire it again")
 
-    def _make_room(self) -> None:
-        if self._overflow is Overflow.DROP_OLDEST:
-            self._dropped += 1
-            if len(self._ring):
-                self._ring.drop_oldest()
-        elif self._overflow is Overflow.BLOCK and self._condition.wait_for(self._has_room, self._block_seconds):
+    def _wait_for_room(self) -> None:
+        if self._overflow is Overflow.BLOCK and self._condition.wait_for(self._has_room_or_ends, self._block_seconds):
             self._check_open()
         else:
             self._dropped += 1
             raise QueueFullError(f"{len(self._ring)} samples wait already to be sent to {self._client.address}")
 
     def _has_room(self) -> bool:
-        return self._closed or self._failure is not None or len(self._ring) < (self._max_size or 0)
+        return self._max_size is None or len(self._ring) < self._max_size
+
+    def _has_room_or_ends(self) -> bool:
+        return self._closed or self._failure is not None or self._has_room()
 
     def counts(self) -> QueueCounts:
         """See Inlet."""
         with self._condition:
             return QueueCounts(self._collected, self._dropped, len(self._ring) + self._in_flight)
+
+    @property
+    def has_ended(self) -> bool:
+        """See Inlet."""
+        return self._failure is not None
 
     def flush(self, timeout: float = 60.0) -> None:
         """Wait until everything is stored.

@@ -14,6 +14,7 @@ from replay_server.answers import ReplayError, ReplayTimeout
 from replay_server.client import ReplayClient
 from replay_server.data_buffer import FedBuffer
 from replay_server.data_queue import QueueCounts
+from replay_server.inlets import OpenedInlets
 from replay_server.sample_stream import StreamState
 from zero.trajectories import PriorityUpdates, SampleSpec, SequenceBatch, Trajectory
 from zero.wire.codec import CodecError
@@ -64,6 +65,7 @@ class TrajectoryInlet:
         self._unacknowledged = 0
         self._collected = 0
         self._give_up_at = math.inf
+        self._has_ended = False
 
     def put(self, data: Trajectory, time: float) -> None:  # noqa: ARG002 -- the server notes when it is stored
         """Send a trajectory; waits while the bound is reached.
@@ -87,6 +89,11 @@ class TrajectoryInlet:
         with self._condition:
             return QueueCounts(self._collected, 0, self._unacknowledged)
 
+    @property
+    def has_ended(self) -> bool:
+        """See Inlet."""
+        return self._has_ended
+
     def close(self) -> None:
         """Wait for what is in flight.
 
@@ -95,6 +102,7 @@ class TrajectoryInlet:
             CodecError: one cannot be sent.
         """
         self._executor.shutdown(wait=True)
+        self._has_ended = True
         self._raise_failure()
 
     def _raise_failure(self) -> None:
@@ -192,14 +200,21 @@ class TrajectoryBuffer(FedBuffer[Trajectory, SequenceBatch]):
         self._table = table
         self._stop = stop
         self._in_flight = max_in_flight
+        self._inlets = OpenedInlets()
         self._closed = False
         self._batches = client.sample_stream(table, spec, in_flight=prefetch, timeout=SAMPLE_SECONDS, state=state)
 
     def open_inlet(self, *, exclusive: bool = True) -> TrajectoryInlet:  # noqa: ARG002 -- trajectories have ids
         """For one thread of an actor; trajectories of any number of actors go into one table."""
-        return TrajectoryInlet(self._client, self._table, self._in_flight, self._stop)
+        inlet = TrajectoryInlet(self._client, self._table, self._in_flight, self._stop)
+        self._inlets.add(inlet)
+        return inlet
 
-    def pull(self) -> Sequence[float]:
+    def counts(self) -> QueueCounts:
+        """See FedBuffer."""
+        return self._inlets.counts()
+
+    def pull(self) -> Sequence[Sequence[float]]:
         """Nothing: the table itself takes in what comes."""
         return ()
 

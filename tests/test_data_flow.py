@@ -1,10 +1,13 @@
 """Collector, buffer and user together: the same properties in one process and against a replay server."""
 
+import gc
 import itertools
 import threading
 import time
+import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,18 +18,18 @@ import pytest
 from actors.data_collector import DataCollector, DataCollectorsDict
 from learner.data_user import DataUser, DataUsersDict
 from learner.training_condition import TrainingCondition
-from replay_server.answers import ReplayError
+from replay_server.answers import InsertResult, ReplayError, ReplayTimeout
 from replay_server.buffer_contract import check_buffer
 from replay_server.client import ReplayClient
 from replay_server.data_buffer import DataBuffer, FieldMismatch
-from replay_server.data_queue import QueueClosedError
+from replay_server.data_queue import QueueClosedError, QueueFullError
 from replay_server.replacement_buffer import RandomReplacementBuffer
 from replay_server.sequential_buffer import SequentialBuffer
 from replay_server.server import ReplayServer, ReplayServerSettings
 from replay_server.table_buffer import on_server
 from replay_server.table_inlet import InletOptions, TableInlet
 from zero.tables import Durability
-from zero.trajectories import ColumnSpec, PriorityUpdates
+from zero.trajectories import ColumnSpec, PriorityUpdates, Trajectory
 
 NAMES = ["observation", "action"]
 SIGNATURE = (ColumnSpec("observation", "float32", (3,)), ColumnSpec("action", "int64"))
@@ -230,6 +233,35 @@ def test_a_buffer_of_ones_own(place: Callable[..., DataBuffer[Any, Any]], caplog
         assert user.get_data() == {"1": 2, "2": 2}
     assert "Totals does not take it" in caplog.text
     assert user.count_data_added_since(0) == 4
+    assert user.refused == 1
+
+
+class Picky(SequentialBuffer[Any, dict[str, list[Any]]]):
+    """Does not take odd numbers."""
+
+    def add(self, data: Any) -> None:
+        """See SequentialBuffer."""
+        if data["action"] % 2:
+            raise RuntimeError("odd")
+        super().add(data)
+
+
+def test_a_subclass_of_a_built_in_buffer_keeps_its_meaning(
+    place: Callable[..., DataBuffer[Any, Any]], tmp_path: Path
+) -> None:
+    """What it does of its own it does on a server, too; what it refuses is counted, over a reload as well."""
+    users = DataUsersDict(x=DataUser(place(Picky(NAMES, 10))))
+    with DataCollector[Any](users["x"].open_inlet()) as collector:
+        for number in range(4):
+            collector.collect(step(number))
+        settle(collector)
+        users.save_state(tmp_path)
+        users.load_state(tmp_path)
+        collector.collect(step(5))
+        settle(collector)
+        assert numbers(users["x"].get_data()) == [0, 2]
+    assert users["x"].refused == 3
+    assert users.metrics.registry.get_sample_value("zero_data_refused_samples_total", {"name": "x"}) == 3
 
 
 def test_states(place: Callable[..., DataBuffer[Any, Any]], tmp_path: Path) -> None:
@@ -311,6 +343,154 @@ def test_drops_are_counted_where_they_happen(client: ReplayClient) -> None:
     assert dropped + stored == 3000
     assert numbers(buffer.get_data())[-5:] == [2995, 2996, 2997, 2998, 2999]
     collectors.close()
+
+
+def test_what_several_producers_drop_is_counted_together(client: ReplayClient) -> None:
+    """Of all who collect under a name, and of those before them; the metrics of users and collectors say the same."""
+    users = DataUsersDict.from_data_buffers(
+        x=on_server(SequentialBuffer(NAMES, 10), client, "together", SIGNATURE, max_queue_size=0)
+    )
+    collectors = DataCollectorsDict(users.data_collectors_dict)
+    for producers in (2, 3):
+        for collector in [collectors.acquire("x", exclusive=False) for _ in range(producers)]:
+            collector.collect(step(0))
+        collectors.release("x")
+    for metrics in (users.metrics, collectors.metrics):
+        value = metrics.registry.get_sample_value
+        assert value("zero_data_collected_samples_total", {"name": "x"}) == 5
+        assert value("zero_data_dropped_samples_total", {"name": "x"}) == 5
+    assert users["x"].get_data() == {"observation": [], "action": []}
+    with pytest.raises(ValueError, match="never"):
+        on_server(SequentialBuffer(NAMES, 10), client, "together", SIGNATURE, max_queue_size=0, overflow="block").add(
+            step(0)
+        )
+
+
+def test_what_was_released_is_let_go(place: Callable[..., DataBuffer[Any, Any]]) -> None:
+    """One may acquire and release for ever: what a released producer had is not kept."""
+    users = DataUsersDict.from_data_buffers(x=place(SequentialBuffer(NAMES, 10)))
+    collectors = DataCollectorsDict(users.data_collectors_dict)
+    inlets: list[weakref.ref[Any]] = []
+    for number in range(3):
+        with collectors.acquire("x") as collector:
+            collector.collect(step(number))
+            inlets.append(weakref.ref(vars(collector)["_inlet"]))
+    collector = collectors.acquire("x")
+    gc.collect()
+    assert [inlet() for inlet in inlets] == [None, None, None]
+    assert users["x"].counts().collected == 3
+    assert numbers(users["x"].get_data()) == [0, 1, 2]
+    collectors.close()
+
+
+class Holding(ReplayClient):
+    """Sends nothing for a while."""
+
+    def __init__(self, address: str) -> None:
+        super().__init__(address)
+        self.holds, self.goes_on = threading.Event(), threading.Event()
+
+    def insert(self, *given: Any, **named: Any) -> InsertResult:
+        """See ReplayClient."""
+        self.holds.set()
+        self.goes_on.wait(10)
+        return super().insert(*given, **named)
+
+
+@pytest.mark.parametrize(
+    ("overflow", "stored"), [("drop_oldest", [0, 2, 3, 4]), ("reject", [0, 1, 2, 3]), ("block", [0, 1, 2, 3])]
+)
+def test_a_full_ring_is_as_large_as_it_says_and_loses_nothing_to_what_is_malformed(
+    overflow: str, stored: list[int], address: str
+) -> None:
+    """While one is on its way 3 wait; a malformed one makes no room for itself, what comes then does as it is told."""
+    with Holding(address) as client:
+        table = f"full-{next(_numbers)}"
+        buffer = on_server(SequentialBuffer(NAMES, 9), client, table, SIGNATURE)
+        inlet = TableInlet(client, table, SIGNATURE, InletOptions(3, overflow, block_seconds=0.05))
+        inlet.put(step(0), 0.0)
+        assert client.holds.wait(10)
+        for number in (1, 2, 3):
+            inlet.put(step(number), 0.0)
+        for malformed, text in (({"action": 1}, "lacks"), (step(9) | {"action": 0.5}, "action")):
+            with pytest.raises(ValueError, match=text):
+                inlet.put(malformed, 0.0)
+        assert inlet.counts() == (4, 0, 4)
+        with nullcontext() if overflow == "drop_oldest" else pytest.raises(QueueFullError, match="3 samples wait"):
+            inlet.put(step(4), 0.0)
+        assert (inlet.counts().dropped, inlet.counts().waiting) == (1, 4)
+        client.goes_on.set()
+        inlet.close()
+        assert numbers(buffer.get_data()) == stored
+
+
+class Breaking(ReplayClient):
+    """The connection ends after the first answer."""
+
+    breaks = True
+
+    def read_since(self, *given: Any, **named: Any) -> Iterator[tuple[int, Sequence[Trajectory]]]:
+        """See ReplayClient."""
+        yield from super().read_since(*given, **named)
+        if self.breaks:
+            raise ReplayTimeout("UNAVAILABLE", "the server is away")
+
+
+@pytest.mark.parametrize("make", [lambda: SequentialBuffer(NAMES, 9), lambda: Picky(NAMES, 9)])
+def test_an_update_that_breaks_off_counts_what_it_took_in(
+    make: Callable[[], DataBuffer[Any, Any]], address: str
+) -> None:
+    """The next one goes on after it: each sample is there once, and counted once."""
+    with Breaking(address) as client:
+        user = DataUser(on_server(make(), client, f"breaks-{next(_numbers)}", SIGNATURE))
+        with DataCollector[Any](user.open_inlet(), clock=iter((1.0, 2.0, 3.0)).__next__) as collector:
+            for number in (0, 2):
+                collector.collect(step(number))
+            settle(collector)
+            with pytest.raises(ReplayTimeout, match="away"):
+                user.update()
+            client.breaks = False
+            collector.collect(step(4))
+            settle(collector)
+            assert numbers(user.get_data()) == [0, 2, 4]
+            assert [user.count_data_added_since(time) for time in (0, 1, 2)] == [3, 2, 1]
+
+
+@pytest.mark.parametrize("make", [lambda: SequentialBuffer(NAMES, 9), lambda: Picky(NAMES, 9)])
+def test_a_user_goes_on_with_a_table_that_was_made_anew(
+    make: Callable[[], DataBuffer[Any, Any]], client: ReplayClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Deleted and created again, its chunks have other numbers, greater or smaller ones: all of them are seen."""
+    name = f"anew-{next(_numbers)}"
+    user = DataUser(on_server(make(), client, name, SIGNATURE))
+    for life in range(1, 7):
+        with DataCollector[Any](on_server(make(), client, name, SIGNATURE).open_inlet()) as collector:
+            collector.collect(step(2 * life))
+        assert numbers(user.get_data())[-1] == 2 * life
+        assert user.count_data_added_since(0) == life
+        client.delete_table(name)
+    assert caplog.text.count("made anew") == 5
+    assert user.missed == 0
+
+
+def test_a_user_goes_on_after_a_restart_of_a_table_in_memory(tmp_path: Path) -> None:
+    """What the server held is gone with it; what comes afterwards is seen and counted."""
+    settings = ReplayServerSettings(tmp_path / "replay")
+    server = ReplayServer(settings)
+    port = int(server.start().address.rpartition(":")[2])
+    with ReplayClient(f"127.0.0.1:{port}") as client:
+        user = DataUser(on_server(SequentialBuffer(NAMES, 9), client, "m", SIGNATURE, durability=Durability.MEMORY))
+        collector = DataCollector[Any](user.open_inlet())
+        for life in range(3):
+            collector.collect(step(life))
+            settle(collector)
+            assert numbers(user.get_data()) == [life]
+            assert user.count_data_added_since(0) == life + 1
+            server.stop()
+            server = ReplayServer(replace(settings, port=port))
+            server.start()
+        collector.close()
+        server.stop()
 
 
 def test_what_a_user_was_too_late_for_is_told(client: ReplayClient, caplog: pytest.LogCaptureFixture) -> None:
@@ -478,6 +658,14 @@ def test_a_cursor_gives_only_what_is_new(client: ReplayClient) -> None:
                 news += [int(one) for chunk in chunks for one in chunk.columns["action"]]
             assert news == list(range(start, start + 20))
     assert list(client.read_since("news", cursor)) == []
+    for foreign in (1, cursor + 1):
+        with pytest.raises(ReplayError, match=r"UNKNOWN_CURSOR.*begin at 0"):
+            next(client.read_since("news", foreign))
+    client.reset_table("news")
+    assert list(client.read_since("news", cursor)) == []
+    with DataCollector[Any](buffer.open_inlet()) as collector:
+        collector.collect(step(60))
+    assert [chunk.num_steps for _, chunks in client.read_since("news", cursor) for chunk in chunks] == [1]
     with pytest.raises(ReplayError, match="WRONG_SIGNATURE"):
         next(client.read_since("news", 0, ["reward"]))
 

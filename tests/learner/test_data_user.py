@@ -1,12 +1,14 @@
 """Collectors and data users in one process: nothing lost, nothing shared, everything counted."""
 
+import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,9 +19,11 @@ from learner.stamps import Stamps
 from learner.training_condition import TrainingCondition
 from replay_server.data_buffer import DataBuffer, FieldMismatch
 from replay_server.data_queue import DataQueue, QueueClosedError, QueueFullError
+from replay_server.inlets import QueueInlet
 from replay_server.replacement_buffer import RandomReplacementBuffer
 from replay_server.sequential_buffer import SequentialBuffer
 from replay_server.state_file import StateError
+from zero.trajectories import PriorityUpdates
 
 NAMES = ["observation", "action"]
 
@@ -93,6 +97,32 @@ def test_samples_are_taken_by_value() -> None:
     assert len(user.get_data()) == 3
 
 
+def test_tensors_are_taken_by_value() -> None:
+    """Filled again in place, they do not change what was collected; what they were computed with is not kept."""
+    collector, user = pair()
+    weight = torch.ones(2, requires_grad=True)
+    reused = torch.zeros(2)
+    for number in range(3):
+        reused.fill_(number)
+        collector.collect({"observation": reused, "value": weight * number})
+    data = user.get_data()
+    assert [one["observation"].tolist() for one in data] == [[0, 0], [1, 1], [2, 2]]
+    assert not any(one["value"].requires_grad for one in data)
+
+
+def test_a_broken_clock_is_told_where_it_is() -> None:
+    """A time that is none costs only the sample it belongs to, and whoever collects hears of it."""
+    collector, user = pair(clock=iter((1.0, math.nan, math.inf, 2.0)).__next__)
+    for number in range(4):
+        if number in (1, 2):
+            with pytest.raises(ValueError, match="clock gave"):
+                collector.collect(number)
+        else:
+            collector.collect(number)
+    assert user.get_data() == [0, 3]
+    assert user.count_data_added_since(1) == 1
+
+
 def test_a_malformed_sample_is_refused_where_it_is_collected() -> None:
     """The producer hears of it; what was collected before and after is there."""
     user = DataUser(SequentialBuffer(NAMES, 10))
@@ -125,29 +155,72 @@ def test_a_bad_sample_in_the_middle_of_a_batch_costs_only_itself(caplog: pytest.
     assert "Picky does not take it" in caplog.text
 
 
-class Interrupted(SequentialBuffer[Any, list[Any]]):
-    """Ctrl-C comes at the sample 2, once."""
+class Meanwhile(SequentialBuffer[Any, list[Any]]):
+    """Something happens while the sample 2 is added, once."""
 
-    interrupts = True
+    def __init__(self, happens: Callable[[], object]) -> None:
+        super().__init__(10)
+        self.happens: Callable[[], object] | None = happens
 
     def add(self, data: Any) -> None:
         """See SequentialBuffer."""
-        if data == 2 and self.interrupts:
-            self.interrupts = False
-            raise KeyboardInterrupt
+        if data == 2 and self.happens is not None:
+            happens, self.happens = self.happens, None
+            happens()
         super().add(data)
 
 
 def test_an_interrupted_update_loses_at_most_the_sample_at_hand() -> None:
     """What came after it waits again, before what has come since."""
-    user = DataUser(Interrupted(10))
+
+    def interrupt() -> None:
+        collector.collect(5)
+        raise KeyboardInterrupt
+
+    user = DataUser(Meanwhile(interrupt))
     collector = DataCollector[Any](user.open_inlet())
     for number in range(5):
         collector.collect(number)
     with pytest.raises(KeyboardInterrupt):
         user.update()
-    collector.collect(5)
-    assert user.get_data() == [0, 1, 3, 4, 5]
+    collector.collect(6)
+    assert user.get_data() == [0, 1, 3, 4, 5, 6]
+    assert user.count_data_added_since(0) == 6
+
+
+def test_users_take_turns(tmp_path: Path) -> None:
+    """While one takes samples in, no other adds its own before them, or sees or changes the buffer."""
+    updates = PriorityUpdates(np.zeros(1, np.uint64), np.ones(1, np.float32))
+    user_calls: list[Callable[[DataUser[Any]], object]] = [
+        DataUser.update,
+        DataUser.get_data,
+        lambda user: list(user.snapshot()),
+        lambda user: user.sample(1),
+        lambda user: user.update_priorities(updates),
+        len,
+        DataUser.size_and_added,
+        lambda user: user.count_data_added_since(0),
+        lambda user: user.save_state(tmp_path),
+    ]
+    ended: list[threading.Thread] = []
+
+    def let_others_try() -> None:
+        collector.collect(5)
+        for thread in threads:
+            thread.start()
+            thread.join(0.02)
+            ended.extend([] if thread.is_alive() else [thread])
+
+    user = DataUser(Meanwhile(let_others_try))
+    threads = [threading.Thread(target=call, args=(user,)) for call in user_calls]
+    collector = DataCollector[Any](user.open_inlet())
+    for number in range(5):
+        collector.collect(number)
+    user.update()
+    assert ended == []
+    for thread in threads:
+        thread.join(10)
+    assert user.get_data() == [0, 1, 2, 3, 4, 5]
 
 
 # --- overflow --------------------------------------------------------------------------------------------------------
@@ -257,6 +330,39 @@ def test_a_collector_is_acquired_once_and_released() -> None:
     with users.data_collectors_dict and collectors.acquire("x") as third:
         third.collect(3)
     collectors.acquire("y")
+
+
+class FailingInlet(QueueInlet[Any]):
+    """Not all that was collected arrives."""
+
+    def close(self) -> None:
+        """See Inlet."""
+        super().close()
+        raise RuntimeError("not all arrived")
+
+
+class FailingUser(DataUser[Any]):
+    """Opens such inlets."""
+
+    def open_inlet(self, *, exclusive: bool = True) -> FailingInlet:
+        """See DataUser."""
+        self._claims.claim(exclusive=exclusive)
+        return FailingInlet(self._queue, self._buffer.check, self._claims.release)
+
+
+def test_a_release_that_fails_keeps_no_name() -> None:
+    """The failure is told, and every name and every producer of it is released all the same."""
+    users = DataUsersDict(
+        x=DataUser(SequentialBuffer(3)), bad=FailingUser(SequentialBuffer(3)), y=DataUser(SequentialBuffer(3))
+    )
+    collectors = DataCollectorsDict(users.data_collectors_dict)
+    for name in ("x", "bad", "bad", "y"):
+        collectors.acquire(name, exclusive=name != "bad")
+    with pytest.raises(RuntimeError, match="not all arrived"):
+        collectors.close()
+    assert len(collectors) == 0
+    for name in users:
+        collectors.acquire(name)
 
 
 def test_several_producers_by_choice() -> None:

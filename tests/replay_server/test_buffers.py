@@ -1,6 +1,7 @@
 """The built-in buffers: what they keep, by which chance, how they are constructed, saved and drawn from."""
 
 import math
+import pickle
 import warnings
 from collections import Counter
 from collections.abc import Callable
@@ -144,6 +145,11 @@ def test_fields_are_checked_and_named() -> None:
     for kind in (FieldMismatch, KeyError, ValueError):
         with pytest.raises(kind, match=r"lacks \['action'\] and has \['reward'\]"):
             buffer.add({"observation": 1, "reward": 2})
+    sent = pickle.loads(pickle.dumps(FieldMismatch({"action"}, ["reward"])))  # as between processes
+    assert (sent.missing, sent.extra, str(sent)) == (
+        *(("action",), ("reward",)),
+        "a sample lacks ['action'] and has ['reward'] too many",
+    )
     with pytest.raises(TypeError, match="mapping"):
         buffer.add(3)  # pyright: ignore[reportArgumentType]
     assert buffer.get_data()["action"] == [1]
