@@ -120,9 +120,8 @@ class OpenedInlets:
 class Claims:
     """How many hold one name, and whether others may."""
 
-    def __init__(self, name: str = "this") -> None:
+    def __init__(self) -> None:
         """Nobody holds it yet."""
-        self._name = name
         self._lock = threading.Lock()
         self._holders = 0
         self._exclusive = False
@@ -135,9 +134,7 @@ class Claims:
         """
         with self._lock:
             if self._holders and (exclusive or self._exclusive):
-                raise KeyError(
-                    f"collector {self._name!r} is already acquired: release it first, or acquire with exclusive=False"
-                )
+                raise KeyError("it is already acquired: release it first, or acquire with exclusive=False")
             self._holders += 1
             self._exclusive = exclusive
 
@@ -167,7 +164,7 @@ class InletsDict(Mapping[str, InletSource]):
         try:
             inlet = self._sources[name].open_inlet(exclusive=exclusive)
         except KeyError as error:
-            raise KeyError(f"{name}: {error.args[0]}") from None
+            raise KeyError(f"collector {name!r}: {error.args[0]}") from None
         with self._lock:
             self._open[name] = [*(one for one in self._open.get(name, ()) if not one.has_ended), inlet]
         return inlet

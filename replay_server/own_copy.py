@@ -1,7 +1,8 @@
 """Copies of samples, so that a caller may go on using what it gave."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, cast
 
 import numpy as np
@@ -28,8 +29,13 @@ def _other_copy(value: Any) -> Any:
     return copy.deepcopy(value)
 
 
+def _own_dict(value: Mapping[Any, Any]) -> dict[Any, Any]:
+    return {name: own_copy(inner) for name, inner in value.items()}
+
+
 _CONTAINERS: dict[type, Callable[[Any], Any]] = {
-    dict: lambda value: {name: own_copy(inner) for name, inner in value.items()},
+    dict: _own_dict,
+    MappingProxyType: _own_dict,  # what it shows can change, and it cannot be copied itself
     list: lambda value: [own_copy(inner) for inner in value],
     tuple: lambda value: tuple([own_copy(inner) for inner in value]),
 }

@@ -1,6 +1,7 @@
 """Buffers on a replay server: a built-in one as a table of its own, any other one fed from a table."""
 
 import logging
+import shutil
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -388,8 +389,12 @@ class MirroredBuffer(_Served[R]):
             NotImplementedError: the buffer cannot be saved.
         """
         path.mkdir()
-        self._buffer.save_state(path / "buffer")
-        self._save_cursor(path / "cursor")
+        try:
+            self._buffer.save_state(path / "buffer")
+            self._save_cursor(path / "cursor")
+        except BaseException:
+            shutil.rmtree(path)
+            raise
 
     def load_state(self, path: Path) -> None:
         """Go on from there.

@@ -280,14 +280,15 @@ def test_states(place: Callable[..., DataBuffer[Any, Any]], tmp_path: Path) -> N
 
 
 def test_several_users_and_producers_at_once(place: Callable[..., DataBuffer[Any, Any]]) -> None:
-    """4 x 500 samples, three users of one buffer: nothing is lost or comes twice, each producer's keep their order."""
+    """4 x 500 samples of 2 collectors, three users: nothing is lost or comes twice, each thread's keep their order."""
     user = DataUser(place(SequentialBuffer(NAMES, 4000), max_queue_size=2000), overflow="block")
     done = threading.Event()
 
+    collectors = [DataCollector[Any](user.open_inlet(exclusive=False)) for _ in range(2)]
+
     def collect(producer: int) -> None:
-        with DataCollector[Any](user.open_inlet(exclusive=False)) as collector:
-            for number in range(500):
-                collector.collect(step(producer * 500 + number))
+        for number in range(500):
+            collectors[producer % 2].collect(step(producer * 500 + number))
 
     def use() -> None:
         while not done.is_set():
@@ -299,6 +300,8 @@ def test_several_users_and_producers_at_once(place: Callable[..., DataBuffer[Any
         thread.start()
     for thread in producers:
         thread.join()
+    for collector in collectors:
+        collector.close()
     done.set()
     for thread in consumers:
         thread.join()
@@ -319,6 +322,8 @@ def test_several_users_and_producers_at_once(place: Callable[..., DataBuffer[Any
         lambda: SequentialBuffer(NAMES, 4),
         lambda: SequentialBuffer(4),
         lambda: RandomReplacementBuffer(NAMES, 4, 0.5),
+        lambda: Picky(NAMES, 4),
+        Totals,
     ],
 )
 def test_contract_of_buffers_on_a_server(
@@ -668,6 +673,30 @@ def test_a_cursor_gives_only_what_is_new(client: ReplayClient) -> None:
     assert [chunk.num_steps for _, chunks in client.read_since("news", cursor) for chunk in chunks] == [1]
     with pytest.raises(ReplayError, match="WRONG_SIGNATURE"):
         next(client.read_since("news", 0, ["reward"]))
+
+
+def test_a_large_table_is_read_in_many_messages(client: ReplayClient) -> None:
+    """The newest 40 samples, in order, at once or in pieces; what is removed meanwhile is left out of these."""
+    large = (ColumnSpec("frame", "uint8", (1 << 18,)), ColumnSpec("number", "int64"))
+    buffer = on_server(SequentialBuffer(40), client, "large", large, overflow="block")
+    user = DataUser(buffer)
+    with DataCollector[Any](buffer.open_inlet()) as collector:
+        for number in range(48):
+            collector.collect({"frame": np.full(1 << 18, number, np.uint8), "number": number})
+        settle(collector)
+        assert sum(1 for _ in client.read_since("large", 0)) > 5
+        data = user.get_data()
+        assert [int(one["number"]) for one in data] == list(range(8, 48))
+        assert all((one["frame"] == one["number"]).all() for one in data)
+        assert [len(piece) for piece in user.snapshot(16)] == [16, 16, 8]
+        pieces = user.snapshot(4)
+        seen = [int(one["number"]) for one in next(pieces)]
+        for number in range(48, 96):
+            collector.collect({"frame": np.full(1 << 18, number, np.uint8), "number": number})
+        settle(collector)
+        seen += [int(one["number"]) for piece in pieces for one in piece]
+    assert seen[:4] == list(range(8, 12))
+    assert seen == sorted(set(seen))
 
 
 def test_a_server_refuses_what_cannot_be(client: ReplayClient) -> None:

@@ -4,6 +4,7 @@ import math
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -88,7 +89,7 @@ def test_samples_are_taken_by_value() -> None:
         step["observation"][:] = action
         step["nested"][0][0] = action
         step["nested"][1]["a"][0] = action
-        collector.collect(step)
+        collector.collect(MappingProxyType(step) if action else step)
     data = user.get_data()
     assert [one["action"] for one in data] == [0, 1, 2]
     assert [one["observation"].tolist() for one in data] == [[0, 0], [1, 1], [2, 2]]
@@ -464,6 +465,20 @@ def test_a_condition_may_want_more_than_the_queue_holds() -> None:
     assert condition.check().met
 
 
+class WithoutQueue(DataBuffer[Any, list[Any]]):
+    """Lets nothing through to it."""
+
+    def add(self, data: Any) -> None:
+        """Never called."""
+
+    def get_data(self) -> list[Any]:
+        """Nothing."""
+        return []
+
+    def __len__(self) -> int:
+        return 0
+
+
 @pytest.mark.parametrize(
     ("buffer", "bounds"),
     [
@@ -471,11 +486,13 @@ def test_a_condition_may_want_more_than_the_queue_holds() -> None:
         (SequentialBuffer(3), {"min_buffer_size": -1}),
         (SequentialBuffer(3), {"min_new_data_count": -1}),
         (RandomReplacementBuffer(3), {"min_buffer_size": 4}),
+        (WithoutQueue(0), {"min_buffer_size": 1}),
+        (WithoutQueue(0), {"min_new_data_count": 1}),
     ],
 )
 def test_a_condition_that_can_never_hold_is_refused(buffer: DataBuffer[Any, Any], bounds: dict[str, int]) -> None:
     """At construction, with the reason."""
-    with pytest.raises(ValueError, match="min_"):
+    with pytest.raises(ValueError, match=r"min_|size 0"):
         TrainingCondition(DataUser(buffer), **bounds)
 
 
