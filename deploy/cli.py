@@ -30,6 +30,7 @@ from deploy.options import (
     SinkNames,
     StatisticsFile,
     TlsCa,
+    TlsName,
     complete_run,
     latest_or_best,
 )
@@ -197,6 +198,7 @@ def train(  # noqa: PLR0913, PLR0917 - one parameter per option, as typer wants 
     tls_key: TlsKey = None,
     tls_client_ca: TlsClientCa = None,
     tls_ca: TlsCa = None,
+    tls_name: TlsName = None,
     token_file: TokenFile = None,
     insecure: Insecure = False,
     metrics_port: Annotated[
@@ -279,6 +281,7 @@ def train(  # noqa: PLR0913, PLR0917 - one parameter per option, as typer wants 
             key_file=tls_key if tls_client_ca else None,
             token_file=token_file,
             insecure=insecure,
+            server_name=tls_name,
         ),
         metrics_port=metrics_port,
         evaluator=evaluator,

@@ -79,6 +79,14 @@ TlsCa = Annotated[
         help="PEM certificates that the replay server's is checked against; turns TLS on.",
     ),
 ]
+TlsName = Annotated[
+    str | None,
+    typer.Option(
+        envvar="ZERO_REPLAY_TLS_NAME",
+        metavar="NAME",
+        help="The name that the replay server's certificate is for, where roles reach it by another one.",
+    ),
+]
 ClientTokenFile = Annotated[
     Path | None,
     typer.Option(

@@ -37,7 +37,9 @@ def open_channel(address: str, credentials: Credentials, options: Sequence[tuple
         _check_plaintext(address, credentials)
         channel = grpc.insecure_channel(address, options=options)
     else:
-        channel = grpc.secure_channel(address, _tls(credentials, credentials.ca_file), options=options)
+        name = credentials.server_name
+        override = [("grpc.ssl_target_name_override", name)] if name else []
+        channel = grpc.secure_channel(address, _tls(credentials, credentials.ca_file), options=[*options, *override])
     if credentials.token_file is None:
         return channel
     return grpc.intercept_channel(channel, _TokenSender(credentials.token_file))

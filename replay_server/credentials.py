@@ -39,6 +39,7 @@ class Credentials:
         token_file: the client's token, alone on a line or as the server has it, `name:token`; the first line counts,
             and is read again when the file changes.
         insecure: send the token to other machines even if nothing is encrypted.
+        server_name: the name that the server's certificate is for, where it is reached by another one.
     """
 
     ca_file: Path | None = None
@@ -46,6 +47,7 @@ class Credentials:
     key_file: Path | None = None
     token_file: Path | None = None
     insecure: bool = False
+    server_name: str | None = None
 
 
 @dataclass(frozen=True)

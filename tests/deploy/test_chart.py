@@ -15,16 +15,33 @@ import yaml
 
 from deploy import cli
 from replay_server.embedded_redis import find_redis_server
-from tests.deploy.helm import CHART, FakeCluster, Release, example, install, render_examples
+from tests.deploy.helm import (
+    CHART,
+    KUBERAY,
+    PROMETHEUS_OPERATOR,
+    FakeCluster,
+    Release,
+    example,
+    install,
+    render_examples,
+)
 from tests.integration.processes import free_port, wait_until
 
 OLDEST, NEWEST = "1.31", "1.34"
 RENDERED = sorted((CHART / "rendered").glob("*.yaml"))
+COMMANDS = {
+    "actor": "actor",
+    "evaluator": "evaluate",
+    "learner": "learner",
+    "ray-head": "train",
+    "replay-server": "replay-server",
+}
+"""What containers run of ours."""
 SECRETS = ["zero-redis", "zero-tls", "zero-tokens"]
 
 
 def schemas() -> Path | None:
-    """Strict schemas of the Prometheus operator's kinds: where ZERO_SCHEMAS says, or beside a checkout."""
+    """Strict schemas of the kinds of operators: where ZERO_SCHEMAS says, or beside a checkout."""
     places = [Path(os.environ["ZERO_SCHEMAS"])] if "ZERO_SCHEMAS" in os.environ else []
     places += [parent / "shared/schemas" for parent in CHART.parents]
     return next((place for place in places if place.is_dir()), None)
@@ -37,26 +54,36 @@ def objects(text: str) -> list[dict[str, Any]]:
 
 def pods(text: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Names and specifications of what a manifest runs."""
-    for found in objects(text):
-        if found["kind"] in {"Deployment", "StatefulSet"}:
-            yield found["metadata"]["name"], found["spec"]["template"]["spec"]
+    for name, template in templates(objects(text)):
+        yield name, template["spec"]
+
+
+def templates(found: list[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Names and templates of all pods."""
+    for one in found:
+        if one["kind"] in {"Deployment", "StatefulSet"}:
+            yield one["metadata"]["name"], one["spec"]["template"]
+        elif one["kind"] == "RayCluster":
+            yield "ray-head", one["spec"]["headGroupSpec"]["template"]
+            yield from ((group["groupName"], group["template"]) for group in one["spec"]["workerGroupSpecs"])
 
 
 def test_the_committed_renders_are_those_of_the_chart() -> None:
     """Of every example; otherwise run `python -m tests.deploy.helm`."""
     committed = {path.name: path.read_text() for path in RENDERED}
     assert render_examples() == committed
-    assert len(committed) == 3
+    assert len(committed) == 4
 
 
 @pytest.mark.parametrize("path", RENDERED, ids=lambda path: path.stem)
 def test_every_object_is_valid(path: Path) -> None:
-    """By Kubernetes' own schemas, unknown fields refused, and by those of the Prometheus operator where they are."""
+    """By Kubernetes' own schemas, unknown fields refused, and by those of the operators where they are."""
     folder = schemas()
     for found in objects(path.read_text()):
-        if found["apiVersion"].startswith("monitoring.coreos.com"):
+        group, _, version = found["apiVersion"].partition("/")
+        if group in {"monitoring.coreos.com", "ray.io"}:
             if folder is not None:
-                schema = (folder / f"monitoring.coreos.com_{found['kind']}_v1.json").read_text()
+                schema = (folder / f"{group}_{found['kind']}_{version}.json").read_text()
                 jsonschema.validate(found, json.loads(schema.replace("^(?i)", "(?i)^")))  # as Python writes it
         else:
             for version in (OLDEST, NEWEST):
@@ -86,16 +113,14 @@ def test_every_pod_is_restricted(path: Path) -> None:
             mounted = {mount["name"] for mount in container["volumeMounts"]}
             given = {volume["name"] for volume in pod["volumes"]} | {"data"}
             assert mounted <= given
-    assert "zero-replay-server" in names
+    assert names
 
 
 @pytest.mark.parametrize("path", RENDERED, ids=lambda path: path.stem)
 def test_everything_is_selected_by_its_own_policies(path: Path) -> None:
     """All pods are denied what is not allowed; every policy, budget and service selects pods that there are."""
     found = objects(path.read_text())
-    labels = [
-        one["spec"]["template"]["metadata"]["labels"] for one in found if one["kind"] in {"Deployment", "StatefulSet"}
-    ]
+    labels = [template["metadata"]["labels"] for _, template in templates(found)]
     for one in found:
         selector = one["spec"].get("podSelector") if one["kind"] == "NetworkPolicy" else None
         selector = selector or (one["spec"]["selector"] if one["kind"] == "PodDisruptionBudget" else None)
@@ -114,13 +139,10 @@ def test_every_setting_is_one_that_the_commands_read(path: Path) -> None:
     group = cli.typer.main.get_command(cli.app)
     for _, pod in pods(path.read_text()):
         (container,) = pod["containers"]
-        command = {"actor": "actor", "evaluator": "evaluate", "learner": "learner"}.get(
-            container["name"], "replay-server"
-        )
-        known = {parameter.envvar for parameter in group.commands[command].params}
-        given = {variable["name"] for variable in container["env"] if variable["name"].startswith("ZERO_")}
-        assert given <= known
-        assert container["name"] == "redis" or given
+        command = COMMANDS.get(container["name"])
+        given = {variable["name"] for variable in container.get("env", ()) if variable["name"].startswith("ZERO_")}
+        assert bool(given) == (command is not None)
+        assert command is None or given <= {parameter.envvar for parameter in group.commands[command].params}
 
 
 def changed(values: dict[str, Any], path: str, value: object) -> dict[str, Any]:
@@ -146,6 +168,10 @@ REFUSED = {
     "no password": ("cluster", "redis.passwordSecret", "", "kubectl create secret"),
     "no URL": ("replay-only", "redis.urlSecret", "", "kubectl create secret"),
     "roles beside shards": ("replay-only", "actors.replicas", 2, "use one server"),
+    "shards in a Ray cluster": ("ray", "replayServer.shards", 2, "use one server"),
+    "no learner in a Ray cluster": ("ray", "learner.enabled", False, "in a Ray cluster has a learner"),
+    "clients of a Ray cluster": ("ray", "networkPolicies.clientNamespaces", ["research"], "for its run alone"),
+    "more machines than may be": ("ray", "ray.minMachines", 33, "above ray.maxMachines (32)"),
     "two experiments": ("dev", "experiment.toml", 'name = "x"', "not both"),
     "secret that is not there": ("cluster", "redis.passwordSecret", "elsewhere", "there is no Secret elsewhere"),
 }
@@ -164,8 +190,82 @@ def test_a_cluster_without_the_operator_is_named() -> None:
     """Who asks for a PodMonitor where nobody knows the kind is told in one line."""
     helm = pytest.importorskip("helm_sdkpy")
     with pytest.raises(helm.HelmError, match="no Prometheus operator: install it, or set"):
-        install(example("cluster"), FakeCluster(SECRETS, has_operator=False))
-    assert install(example("dev"), FakeCluster(has_operator=False)).manifest
+        install(example("cluster"), FakeCluster(SECRETS, KUBERAY))
+    assert install(example("dev"), FakeCluster(operators={})).manifest
+
+
+def test_a_cluster_without_kuberay_is_told_what_to_install() -> None:
+    """In one line, as one whose name KubeRay would refuse is."""
+    helm = pytest.importorskip("helm_sdkpy")
+    with pytest.raises(helm.HelmError, match=r"no KubeRay operator: `helm install kuberay-operator .*, or set"):
+        install(example("ray"), FakeCluster(SECRETS, PROMETHEUS_OPERATOR))
+    with pytest.raises(helm.HelmError, match="begin the release's name with a letter"):
+        install(example("ray"), FakeCluster(SECRETS), "2nd")
+
+
+def ray_cluster() -> dict[str, Any]:
+    """The specification of the example's."""
+    found = objects((CHART / "rendered/ray.yaml").read_text())
+    return next(one["spec"] for one in found if one["kind"] == "RayCluster")
+
+
+def test_a_ray_cluster_is_one_that_kuberay_takes() -> None:
+    """Rules of the operator's own, which its schema does not hold, and what its autoscaler needs to find."""
+    spec = ray_cluster()
+    groups = [spec["headGroupSpec"], *spec["workerGroupSpecs"]]
+    assert spec["authOptions"]["mode"] == "token"
+    assert tuple(map(int, spec["rayVersion"].split("."))) >= (2, 52, 0), "the first with tokens"
+    assert f"ray=={spec['rayVersion']}\n" in (CHART.parents[1] / "constraints.txt").read_text(), "as in the image"
+    assert spec["autoscalerOptions"]["version"] == "v2"
+    for group in groups:
+        assert group["template"]["spec"]["restartPolicy"] == "Never", "of autoscaler v2"
+        assert not group["rayStartParams"].keys() & {"labels", "redis-password", "redis-username"}
+        assert "resources" not in group, "they are in its pods"
+        (container,) = group["template"]["spec"]["containers"]
+        assert not {"RAY_REDIS_ADDRESS", "REDIS_USERNAME", "RAY_enable_autoscaler_v2"} & {
+            variable["name"] for variable in container.get("env", ())
+        }
+    for group in spec["workerGroupSpecs"]:
+        assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
+        assert group["scaleStrategy"] == {"workersToDelete": []}
+    assert spec["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+
+
+def test_only_the_autoscaler_may_call_kubernetes() -> None:
+    """The token of the head's account is mounted into its container and into no other."""
+    spec = ray_cluster()
+    head = spec["headGroupSpec"]["template"]["spec"]
+    (projected,) = (volume["name"] for volume in head["volumes"] if "projected" in volume)
+    assert projected in {mount["name"] for mount in spec["autoscalerOptions"]["volumeMounts"]}
+    assert projected not in {mount["name"] for mount in head["containers"][0]["volumeMounts"]}
+
+
+def test_the_head_begins_the_run_beside_ray_and_again_until_it_is_stopped(tmp_path: Path) -> None:
+    """The very command of the chart, as KubeRay puts it before `ray start`: Ray is not held up by it.
+
+    A run that fails begins again, one that was stopped does not; an override with blanks arrives in one piece.
+    """
+    values = changed(example("ray"), "experiment.overrides", ["game.name=a b.py:Mine"])
+    values["evaluator"] = {"enabled": False}
+    found = objects(install(values, FakeCluster(SECRETS)).manifest)
+    (spec,) = (one["spec"] for one in found if one["kind"] == "RayCluster")
+    (command,) = spec["headGroupSpec"]["template"]["spec"]["containers"][0]["command"]
+    programs = {
+        "ray": 'echo "ray $1" >> log; [ $1 = start ] && while [ ! -e done ]; do /bin/sleep 0.1; done; true',
+        "sleep": "/bin/sleep 0.1",
+        "zero": 'printf "%s\\n" "$@" >> log; [ -e failed ] && { touch done; exit 130; }; touch failed; exit 1',
+    }
+    for name, script in programs.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+    whole = f" {command}  && ulimit -n; ray start --head"
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    subprocess.run(["/bin/bash", "-c", "--", whole], cwd=tmp_path, env={"PATH": path}, check=True, timeout=30)
+    lines = (tmp_path / "log").read_text().splitlines()
+    expected = ["train", "--run-dir", "/data/run", "--actors", "32", "--minutes", "1000000", "--no-live"]
+    expected += ["--no-evaluator", "--set=game.name=a b.py:Mine"]
+    assert [line for line in lines if not line.startswith("ray ")] == 2 * expected
+    assert {"ray start", "ray health-check"} <= set(lines)
 
 
 def container_of(release: Release, workload: str) -> dict[str, Any]:

@@ -120,7 +120,7 @@ class Command:
 
     def survivors(self) -> list[str]:
         """Command lines of the processes that descend from it and still run."""
-        return [line for _, line in _marked(self.mark)]
+        return [line for _, line in marked(self.mark)]
 
     def __enter__(self) -> Self:
         return self
@@ -128,12 +128,12 @@ class Command:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for pid, _ in _marked(self.mark):
+        for pid, _ in marked(self.mark):
             os.kill(pid, signal.SIGKILL)
         self._process.wait()
 
 
-def _marked(mark: str) -> list[tuple[int, str]]:
+def marked(mark: str) -> list[tuple[int, str]]:
     """Process ids and command lines of the processes whose environment holds the mark; zombies have none."""
     found: list[tuple[int, str]] = []
     for folder in Path("/proc").glob("[0-9]*"):

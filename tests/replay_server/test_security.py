@@ -202,6 +202,14 @@ def test_other_forms_of_the_header_are_refused(guarded: Guarded, values: list[st
     assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
 
 
+def test_the_certificate_may_be_for_a_name_that_is_not_the_address(guarded: Guarded) -> None:
+    """As of machines that are reached by addresses: the name that is given is the one that is checked."""
+    for name, is_right in (("localhost", True), ("elsewhere", False)):
+        answers = set(call_everything(guarded.bound.address, replace(guarded.good, server_name=name)).values())
+        assert (UNREACHABLE in answers) != is_right
+        assert len(answers) > 1 or not is_right
+
+
 def test_who_trusts_another_authority_or_none_gets_no_connection(guarded: Guarded, tmp_path: Path) -> None:
     """Neither a client that speaks no TLS nor one that cannot verify the server gets a call through."""
     plain = Credentials(token_file=guarded.good.token_file)

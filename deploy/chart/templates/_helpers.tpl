@@ -79,6 +79,49 @@ securityContext:
 {{- end }}
 {{- end }}
 
+{{- define "zero.experiment" -}}
+{{ if .Values.experiment.toml }}/experiment/experiment.toml{{ else }}{{ .Values.experiment.name }}{{ end }}
+{{- end }}
+
+{{- /* Of a replay server: where its Redis is, unless that is its own. */ -}}
+{{- define "zero.redisUrl" -}}
+{{- if eq .Values.redis.kind "statefulset" }}
+- name: REDIS_PASSWORD
+  valueFrom: { secretKeyRef: { name: {{ .Values.redis.passwordSecret }}, key: password } }
+- name: ZERO_REDIS_URL
+  value: redis://:$(REDIS_PASSWORD)@{{ .Release.Name }}-redis:6379/0
+{{- else if eq .Values.redis.kind "external" }}
+- name: ZERO_REDIS_URL
+  valueFrom: { secretKeyRef: { name: {{ .Values.redis.urlSecret }}, key: url } }
+{{- end }}
+{{- end }}
+
+{{- /* What KubeRay asks a machine of Ray; given here, it needs no program that the image lacks. */ -}}
+{{- define "zero.rayProbes" -}}
+startupProbe:
+  httpGet: { path: /api/healthz, port: 52365 }
+  periodSeconds: 5
+  failureThreshold: 60
+readinessProbe:
+  httpGet: { path: /api/healthz, port: 52365 }
+  periodSeconds: 5
+  timeoutSeconds: 5
+  failureThreshold: 10
+livenessProbe:
+  httpGet: { path: /api/healthz, port: 52365 }
+  periodSeconds: 10
+  timeoutSeconds: 10
+  failureThreshold: 12
+{{- end }}
+
+{{- /* What Ray writes: logs and sockets, and its object store. */ -}}
+{{- define "zero.rayVolumes" -}}
+- name: tmp
+  emptyDir: { sizeLimit: 4Gi }
+- name: shm
+  emptyDir: { medium: Memory, sizeLimit: 256Mi }
+{{- end }}
+
 {{- /* A learner, an actor or an evaluator: takes root, component and values. */ -}}
 {{- define "zero.rolePod" -}}
 {{- $root := .root }}
@@ -111,7 +154,7 @@ spec:
           valueFrom: { fieldRef: { fieldPath: status.podIP } }
         - { name: ZERO_METRICS_PORT, value: "9471" }
         - { name: ZERO_REPLAY_ADDRESS, value: "{{ $root.Release.Name }}-replay-server:8470" }
-        - { name: ZERO_EXPERIMENT, value: {{ if $root.Values.experiment.toml }}/experiment/experiment.toml{{ else }}{{ $root.Values.experiment.name }}{{ end }} }
+        - { name: ZERO_EXPERIMENT, value: {{ include "zero.experiment" $root }} }
         {{- if eq .component "learner" }}
         - { name: ZERO_DEVICE, value: {{ if .values.gpus }}cuda{{ else }}cpu{{ end }} }
         {{- end }}
