@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from learner.losses import TrainingBatch, importance_weights
+from learner.symmetries import SymmetricViews
 from learner.targets import td_lambda_targets
 from zero.config import ExperimentConfig
 from zero.games.game import Game
@@ -107,7 +108,6 @@ class BatchMaker:
     def prepare(self, batch: SequenceBatch) -> TrainingBatch:
         """Encode the drawn positions and compute the targets of these and of what follows them."""
         learner, columns = self._config.learner, batch.columns
-        observations = columns["observation"]
         targets = unrolled_targets(
             columns["reward"].astype(np.float32, copy=False),
             columns["discount"].astype(np.float32) * np.float32(self._config.discount),
@@ -118,12 +118,18 @@ class BatchMaker:
         )
         weights = importance_weights(batch.probabilities, batch.table_size, learner.importance_sampling_exponent)
         actions, codes = self._played(batch)
+        policies, policy_mask = _distributions(columns["search_policy"]), self._policy_mask(columns["observation"])
+        observations = columns["observation"]
+        if learner.use_symmetries and self._game.symmetries:
+            views = SymmetricViews(self._game, batch.keys)
+            observations, actions, codes = views.observations(observations), views.actions(actions), views.codes(codes)
+            policies, policy_mask = views.per_action(policies), views.per_action(policy_mask)
         return TrainingBatch(
             encoded=self._moved(self._game.encode(observations[:, 0])),
             actions=self._moved(actions),
             chance_codes=self._moved(codes),
-            policy_mask=self._moved(self._policy_mask(observations[:, 0])),
-            target_policy=self._moved(_distributions(columns["search_policy"])),
+            policy_mask=self._moved(policy_mask),
+            target_policy=self._moved(policies),
             target_value=self._moved(targets.values),
             target_reward=self._moved(targets.rewards),
             is_known=self._moved(targets.is_known.astype(np.float32)),
@@ -136,7 +142,7 @@ class BatchMaker:
         """The actions that the search considered; all of them if it learns below the root what can be played."""
         if self._config.network.model == "learned":
             return np.ones((1, 1, self._game.num_actions), np.bool_)
-        return self._game.search_action_mask(self._game.decode(observations))[:, None]
+        return self._game.search_action_mask(self._game.decode(observations[:, 0]))[:, None]
 
     def _played(self, batch: SequenceBatch) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Actions [B, K] and chance codes [B, K, parts]; whatever is done after the end of a game, it stays over."""

@@ -179,6 +179,7 @@ class LearnerConfig(Section):
         unroll_steps: moves over which the learned model is unrolled from every drawn position; 0 for none.
         td_steps: moves after which a value target bootstraps at the latest.
         td_lambda: 0 bootstraps after one move, 1 after td_steps.
+        use_symmetries: every drawn position is shown as one of those that the game's symmetries make of it.
         learning_rate: peak of AdamW.
         warmup_steps: training steps on the way to the peak.
         schedule: what follows the warm-up.
@@ -204,6 +205,7 @@ class LearnerConfig(Section):
     unroll_steps: Count = 0
     td_steps: PositiveInt = 32
     td_lambda: Fraction = 0.9
+    use_symmetries: bool = True
     learning_rate: PositiveFloat = 2e-3
     warmup_steps: Count = 20
     schedule: Literal["constant", "cosine"] = "cosine"

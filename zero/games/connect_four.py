@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from zero.games import connect_four_kernels as kernels
 from zero.games.arrays import as_actions, as_outcomes, as_rows
 from zero.games.connect_four_kernels import NUM_COLUMNS, NUM_ROWS
-from zero.games.game import Game, GameError, States, Transition
+from zero.games.game import Game, GameError, States, Symmetry, Transition
 from zero.trajectories import ColumnSpec
 
 _CELL_SIDE = 40
@@ -32,6 +32,12 @@ class ConnectFour(Game):
     observation_spec = ColumnSpec("observation", "uint8", (2, NUM_COLUMNS))
     planes_shape = (3, NUM_ROWS, NUM_COLUMNS)
     num_features = 0
+
+    @property
+    def symmetries(self) -> tuple[Symmetry, ...]:
+        """Left and right exchanged."""
+        columns = np.arange(NUM_COLUMNS)[::-1]
+        return (Symmetry(np.concatenate([columns, NUM_COLUMNS + columns]), columns.copy()),)
 
     def initial(self, outcomes: NDArray[np.int64]) -> States:
         """Empty boards, as many as there are rows of outcomes [B, 0]."""

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zero.games.game import Game, States, Transition
+from zero.games.game import Game, States, Symmetry, Transition
 
 _CODED_OUTCOMES = 64
 """Outcomes of one position that are compared by their codes."""
@@ -41,6 +41,8 @@ def check_game(game: Game, num_games: int = 16, seed: int = 0, max_moves: int = 
             break
         states = _check_step(game, rng, states, legal)
     _check_random_returns(game, rng, np.concatenate([start, states]), max_moves)
+    for symmetry in game.symmetries:
+        _check_symmetry(game, symmetry, rng, num_games, max_moves)
 
 
 def _require(holds: bool | np.bool_, broken: str) -> None:
@@ -176,6 +178,41 @@ def _check_step(game: Game, rng: np.random.Generator, states: States, legal: NDA
     )
     _check_turns(game, states, stepped)
     return stepped.states
+
+
+def _check_symmetry(game: Game, symmetry: Symmetry, rng: np.random.Generator, num_games: int, max_moves: int) -> None:
+    """Games in which every action and outcome has another name look the same but for the names, and pay the same."""
+    size = int(np.prod(game.observation_spec.shape))
+    _check_permutation("observation", symmetry.observation, size)
+    _check_permutation("actions", symmetry.actions, game.num_actions)
+    _check_permutation("outcomes", symmetry.outcomes, game.chance_size)
+    _check_permutation("codes", symmetry.codes, len(game.chance_code_sizes))
+    renamed = np.argsort(symmetry.actions)
+    outcomes = game.draw_chance(rng, num_games)
+    states, images = game.initial(outcomes), game.initial(outcomes[:, symmetry.outcomes])
+    for _ in range(max_moves):
+        observations = game.observation(states).reshape(num_games, size)
+        seen = game.observation(images).reshape(num_games, size)
+        _require(np.array_equal(observations[:, symmetry.observation], seen), "a symmetry changes observations")
+        legal, image_legal = game.legal_action_mask(states), game.legal_action_mask(images)
+        _require(np.array_equal(legal[:, symmetry.actions], image_legal), "a symmetry changes the legal actions")
+        if not legal.any():
+            break
+        actions = np.where(legal, rng.random(legal.shape), -1.0).argmax(axis=1)
+        outcomes = game.draw_chance(rng, num_games)
+        moved, image = game.apply(states, actions), game.apply(images, renamed[actions])
+        codes = game.chance_codes(moved.states, outcomes)[moved.chance_pending]
+        same = game.chance_codes(image.states, outcomes[:, symmetry.outcomes])[moved.chance_pending]
+        _require(np.array_equal(codes[:, symmetry.codes], same), "a symmetry changes chance codes")
+        moved, image = game.settle(moved, outcomes), game.settle(image, outcomes[:, symmetry.outcomes])
+        _require(np.array_equal(moved.rewards, image.rewards), "a symmetry changes rewards")
+        _require(np.array_equal(moved.terminated, image.terminated), "a symmetry changes what is over")
+        states, images = moved.states, image.states
+
+
+def _check_permutation(name: str, indices: NDArray[np.int64], size: int) -> None:
+    _require_array(f"{name} of a symmetry", indices, np.int64, (size,))
+    _require(np.array_equal(np.sort(indices), np.arange(size)), f"{name} of a symmetry must name every index once")
 
 
 def _check_transition(name: str, game: Game, transition: Transition, size: int) -> None:

@@ -1,7 +1,7 @@
 """The interface of a game: positions as arrays, many games at once, chance passed in."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 from xml.sax.saxutils import escape
 
@@ -34,6 +34,23 @@ class Transition:
     rewards: NDArray[np.float32]
     terminated: NDArray[np.bool_]
     chance_pending: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Symmetry:
+    """A change of names that maps games onto games: every array tells from which index a new entry is taken.
+
+    Attributes:
+        observation: int64 [D], of a compact observation, flat.
+        actions: int64 [A].
+        outcomes: int64 [chance_size], of the parts of a chance outcome.
+        codes: int64 [len(chance_code_sizes)], of the parts of its codes.
+    """
+
+    observation: NDArray[np.int64]
+    actions: NDArray[np.int64]
+    outcomes: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    codes: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
 
 
 class Game(ABC):
@@ -83,6 +100,14 @@ class Game(ABC):
 
         Empty unless a game names any. With codes, a learned model foresees what the player's action does and what
         chance may do apart, as `apply` and `resolve` are; without, it predicts both at once, as if nothing were random.
+        """
+        return ()
+
+    @property
+    def symmetries(self) -> tuple[Symmetry, ...]:
+        """Ways in which the game looks the same, the identity not among them; none unless a game names any.
+
+        What is learned of a position is then learned of all that are the same by one of them.
         """
         return ()
 

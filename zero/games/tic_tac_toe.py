@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zero.games.arrays import as_actions, as_outcomes, as_rows
-from zero.games.game import Game, GameError, States, Transition
+from zero.games.game import Game, GameError, States, Symmetry, Transition
 from zero.trajectories import ColumnSpec
 
 _NUM_CELLS = 9
@@ -35,6 +35,13 @@ class TicTacToe(Game):
     observation_spec = ColumnSpec("observation", "uint8", (_NUM_CELLS,))
     planes_shape = (3, 3, 3)
     num_features = 0
+
+    @property
+    def symmetries(self) -> tuple[Symmetry, ...]:
+        """Turns of the board and its mirror images, seven in all."""
+        board = np.arange(_NUM_CELLS).reshape(3, 3)
+        images = [np.rot90(side, turns).ravel() for side in (board, board.T) for turns in range(4)]
+        return tuple(Symmetry(cells, cells) for cells in images[1:])
 
     def initial(self, outcomes: NDArray[np.int64]) -> States:
         """Empty boards, as many as there are rows of outcomes [B, 0]."""

@@ -7,7 +7,7 @@ import pytest
 
 from zero.games.connect_four import ConnectFour
 from zero.games.contract import ContractError, check_game
-from zero.games.game import Transition
+from zero.games.game import Symmetry, Transition
 from zero.games.registry import make_game
 from zero.games.tic_tac_toe import TicTacToe
 from zero.games.triangle import Triangle, TriangleOptions
@@ -175,3 +175,29 @@ def test_wrong_lines_are_caught(lines: np.ndarray, broken: str):
 
     with pytest.raises(ContractError, match=broken):
         check_game(Lined())
+
+
+def turned(cells: np.ndarray) -> Symmetry:
+    return Symmetry(cells, cells)
+
+
+@pytest.mark.parametrize(
+    ("symmetry", "broken"),
+    [
+        (turned(np.zeros(9, np.int64)), "every index once"),
+        (turned(np.arange(9, dtype=np.int32)), "must be int64"),
+        (turned(np.array([1, 0, 2, 3, 4, 5, 6, 7, 8])), "what is over|rewards|legal actions"),
+        (Symmetry(np.arange(9)[::-1].copy(), np.arange(9)), "changes observations|legal actions"),
+        (Symmetry(np.arange(9), np.arange(9), np.arange(1)), "outcomes of a symmetry"),
+    ],
+)
+def test_wrong_symmetries_are_caught(symmetry: Symmetry, broken: str):
+    """What is called a symmetry must map games onto games."""
+
+    class Turned(TicTacToe):
+        @property
+        def symmetries(self) -> tuple[Symmetry, ...]:
+            return (symmetry,)
+
+    with pytest.raises(ContractError, match=broken):
+        check_game(Turned(), num_games=12, seed=3)
