@@ -207,7 +207,7 @@ def test_updates_go_home(sharded: ShardedClient, addresses: list[str]) -> None:
     numbers = at_home(addresses, 0, 1) + at_home(addresses, 1, 1)
     sharded.insert("games", [played(n) for n in numbers])
     refreshed(sharded, 10)
-    batch = sharded.sample("games", 64, {"reward": 1})
+    batch = sharded.sample("games", 512, {"reward": 1})  # so many that every item is among them
     assert set(batch.shards.tolist()) == {0, 1}
     wanted = float(batch.columns["reward"][0, 0])
 
@@ -218,7 +218,7 @@ def test_updates_go_home(sharded: ShardedClient, addresses: list[str]) -> None:
     of_its_shard = drawn.columns["reward"][drawn.shards == batch.shards[0], 0]
     assert set(of_its_shard.tolist()) <= {np.float32(wanted)}
     other = float(batch.columns["reward"][np.flatnonzero(batch.columns["reward"][:, 0] != np.float32(wanted))[0], 0])
-    assert sharded.update_priorities("games", batch.updates(only(other))).updated == 64
+    assert sharded.update_priorities("games", batch.updates(only(other))).updated == 512
     with sharded.sample_stream("games", SampleSpec(64, {"reward": 1})) as batches:
         next(batches)
         batches.update_priorities(batch.updates(only(wanted)))
