@@ -122,7 +122,7 @@ class BatchMaker:
         observations = columns["observation"]
         if learner.use_symmetries and self._game.symmetries:
             views = SymmetricViews(self._game, batch.keys)
-            observations, actions, codes = views.observations(observations), views.actions(actions), views.codes(codes)
+            observations, actions = views.observations(observations), views.actions(actions)
             policies, policy_mask = views.per_action(policies), views.per_action(policy_mask)
         return TrainingBatch(
             encoded=self._moved(self._game.encode(observations[:, 0])),

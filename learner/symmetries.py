@@ -38,10 +38,6 @@ class SymmetricViews:
         names = np.stack([np.argsort(symmetry.actions) for symmetry in self._symmetries])
         return names[self._chosen[:, None], actions]
 
-    def codes(self, codes: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Chance codes [B, L, parts] under the symmetries."""
-        return self._taken(codes, [symmetry.codes for symmetry in self._symmetries])
-
     def _taken(self, values: NDArray[Element], indices: list[NDArray[np.int64]]) -> NDArray[Element]:
         return np.take_along_axis(values, np.stack(indices)[self._chosen][:, None], axis=-1)
 
@@ -50,6 +46,4 @@ def _identity(game: Game) -> Symmetry:
     return Symmetry(
         np.arange(int(np.prod(game.observation_spec.shape))),
         np.arange(game.num_actions),
-        np.arange(game.chance_size),
-        np.arange(len(game.chance_code_sizes)),
     )

@@ -9,9 +9,7 @@ from zero.config import parse_config
 from zero.games.registry import make_game
 from zero.trajectories import SequenceBatch
 
-CONFIG = parse_config(
-    "", ["discount=0.5", "learner.td_steps=2", "learner.td_lambda=1.0", "learner.use_symmetries=false"]
-)
+CONFIG = parse_config("", ["discount=0.5", "learner.td_steps=2", "learner.td_lambda=1.0"])
 GAME = make_game("triangle", {})
 
 

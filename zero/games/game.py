@@ -1,7 +1,7 @@
 """The interface of a game: positions as arrays, many games at once, chance passed in."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 from xml.sax.saxutils import escape
 
@@ -43,14 +43,10 @@ class Symmetry:
     Attributes:
         observation: int64 [D], of a compact observation, flat.
         actions: int64 [A].
-        outcomes: int64 [chance_size], of the parts of a chance outcome.
-        codes: int64 [len(chance_code_sizes)], of the parts of its codes.
     """
 
     observation: NDArray[np.int64]
     actions: NDArray[np.int64]
-    outcomes: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
-    codes: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
 
 
 class Game(ABC):
@@ -105,7 +101,7 @@ class Game(ABC):
 
     @property
     def symmetries(self) -> tuple[Symmetry, ...]:
-        """Ways in which the game looks the same, the identity not among them; none unless a game names any.
+        """Ways in which a game without chance looks the same, the identity not among them; none unless it names any.
 
         What is learned of a position is then learned of all that are the same by one of them.
         """

@@ -1,7 +1,6 @@
 """The triangle puzzle: place dealt shapes on a board of triangles, clear full lines, last as long as you can."""
 
 from collections.abc import Iterable, Sequence
-from itertools import permutations
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -11,7 +10,7 @@ from pydantic import Field, model_validator
 from zero.games import triangle_kernels as kernels
 from zero.games import triangle_rendering as rendering
 from zero.games.arrays import as_actions, as_outcomes, as_rows
-from zero.games.game import Game, GameError, States, Symmetry, Transition
+from zero.games.game import Game, GameError, States, Transition
 from zero.games.options import GameOptions
 from zero.games.triangle_board import (
     HEXAGON,
@@ -122,18 +121,6 @@ class Triangle(Game):
         bits = np.unpackbits(self._board.lines.masks.view(np.uint8), axis=1, bitorder="little")
         rows, cols = self.options.rows, self.options.cols
         return bits[:, : rows * cols].reshape(-1, rows, cols).astype(np.bool_)
-
-    @property
-    def symmetries(self) -> tuple[Symmetry, ...]:
-        """The shapes of the hand in other slots; turned or mirrored, some would be shapes that are never dealt."""
-        cells, slots = self.options.rows * self.options.cols, self.options.num_slots
-        board = np.arange(self.observation_spec.shape[0] - slots)
-        actions = np.arange(self.num_actions).reshape(slots, cells)
-        orders = (np.array(order) for order in list(permutations(range(slots)))[1:])
-        return tuple(
-            Symmetry(np.concatenate([board, len(board) + order]), actions[order].ravel(), order, order)
-            for order in orders
-        )
 
     def initial(self, outcomes: NDArray[np.int64]) -> States:
         """Empty boards with the dealt templates [B, num_slots].
