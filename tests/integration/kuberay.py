@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import ray
+
 from deploy.private_ray import RAY_ENVIRONMENT
 from tests.certificates import Authority, KeyPair
 from tests.integration.processes import MARK, free_port, marked, wait_until
@@ -30,22 +32,22 @@ HEAD_GROUP = "headgroup"
 
 
 class Program:
-    """A program of Ray in a session of its own; whatever it leaves behind is ended with it.
+    """A program that is or uses Ray, in a session of its own; whatever it leaves behind is ended with it.
 
     Args:
         log: where its output goes.
-        arguments: of `ray`.
+        command: the program with its arguments.
         environment: added to that of the tests.
     """
 
-    def __init__(self, log: Path, arguments: Sequence[str], environment: Mapping[str, str]) -> None:
+    def __init__(self, log: Path, command: Sequence[str], environment: Mapping[str, str]) -> None:
         self._log = log
         self._mark = uuid.uuid4().hex
         with log.open("wb") as output:
             self._process = subprocess.Popen(
-                [RAY, *arguments],
-                env={**os.environ, **RAY_ENVIRONMENT, **environment, MARK: self._mark},
-                stdin=subprocess.DEVNULL,
+                command,
+                env={**os.environ, **RAY_ENVIRONMENT, "RAY_AUTH_MODE": "token", **environment, MARK: self._mark},
+                stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
@@ -60,12 +62,18 @@ class Program:
 
         wait_until(look, text)
 
+    def go_on(self) -> None:
+        """Give it a line of input."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(b"\n")
+        self._process.stdin.flush()
+
     def end(self) -> None:
         """As a pod ends that is deleted: all of it, at once."""
         while found := marked(self._mark):
             for pid, _ in found:
                 os.kill(pid, signal.SIGKILL)
-        self._process.wait()
+        self._process.communicate()
 
 
 @dataclass
@@ -94,7 +102,7 @@ class Pod:
                 "labels": {"ray.io/cluster": cluster, "ray.io/node-type": kind, "ray.io/group": self.group},
             },
             "status": {
-                "podIP": "127.0.0.1",
+                "podIP": ray.util.get_node_ip_address(),
                 "containerStatuses": [{"state": {"running": {}} if self.is_running else {"waiting": {}}}],
             },
         }
@@ -133,7 +141,7 @@ class Operator:
     @property
     def gcs_address(self) -> str:
         """Of the head."""
-        return f"127.0.0.1:{self.gcs_port}"
+        return f"{ray.util.get_node_ip_address()}:{self.gcs_port}"
 
     @property
     def machines(self) -> list[Pod]:
@@ -195,7 +203,7 @@ class Operator:
         self._number += 1
         parameters = {"num-cpus": _cpus(spec), **spec["rayStartParams"]}
         arguments = [
-            *("start", "--block", "--disable-usage-stats", "--node-ip-address=127.0.0.1", *options),
+            *(RAY, "start", "--block", "--disable-usage-stats", *options),
             *(f"--{key}={value}" for key, value in parameters.items()),
             f"--dashboard-agent-listen-port={free_port()}",
         ]
@@ -270,7 +278,7 @@ def _mutual_tls(authority: Authority, pair: KeyPair) -> ssl.SSLContext:
 
 def _start_autoscaler(operator: Operator, authority: Authority, pair: KeyPair, port: int) -> Program:
     """What KubeRay runs beside the head."""
-    arguments = ["kuberay-autoscaler", f"--cluster-name={operator.name}", f"--cluster-namespace={NAMESPACE}"]
+    arguments = [RAY, "kuberay-autoscaler", f"--cluster-name={operator.name}", f"--cluster-namespace={NAMESPACE}"]
     environment = {
         "AUTOSCALER_METRIC_PORT": str(free_port()),
         "AUTOSCALER_UPDATE_INTERVAL_S": "1",

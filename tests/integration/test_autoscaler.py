@@ -1,29 +1,18 @@
 """Test of the chart's RayCluster under Ray's own autoscaler: machines come with actors and go with them."""
 
+import sys
 from typing import Any
 
 import pytest
-import ray
 import yaml
 
-from deploy.placement import Placement
-from deploy.ray_cluster import joined_ray
-from deploy.ray_fleet import placement_options
 from tests.deploy.helm import CHART
-from tests.integration.kuberay import Operator, kuberay
+from tests.integration.kuberay import Operator, Program, kuberay
 from tests.integration.processes import wait_until
 
 MACHINES = 3
 LOOKS = 5
 """So often the autoscaler looks at what it has until we believe that it leaves it so."""
-
-
-class Sits:
-    """An actor that takes room."""
-
-    def node(self) -> str:
-        """Where it is."""
-        return ray.get_runtime_context().get_node_id()
 
 
 def rendered_cluster() -> dict[str, Any]:
@@ -40,23 +29,27 @@ def rendered_cluster() -> dict[str, Any]:
 @pytest.mark.slow
 def test_machines_follow_the_actors() -> None:
     """None without actors, as many as there is room for actors with them but no more than allowed, none after them."""
-    with kuberay(rendered_cluster()) as operator, joined_ray(operator.gcs_address):
-        looks_on(operator)
-        assert not operator.machines
-        options = placement_options(Placement(), 1.0, 0.0)
-        actors: list[Any] = [ray.remote(Sits).options(**options).remote() for _ in range(MACHINES + 1)]
-        answers = [actor.node.remote() for actor in actors]
-        ready, waiting = ray.wait(answers, num_returns=MACHINES, timeout=90)
-        assert len(set(ray.get(ready))) == MACHINES, "on a machine each"
-        looks_on(operator)
-        assert len(operator.machines) == replicas(operator) == MACHINES
-        assert not ray.wait(waiting, timeout=0)[0], "there is no machine for it"
-        for actor in actors:
-            ray.kill(actor)
-        wait_until(lambda: not operator.machines and replicas(operator) == 0, "the machines have gone")
-        looks_on(operator)
-        assert not operator.machines
-        assert operator.most_pods == MACHINES
+    with kuberay(rendered_cluster()) as operator:
+        command = [sys.executable, "-m", "tests.integration.occupant", str(MACHINES + 1), str(MACHINES)]
+        occupant = Program(operator.folder / "occupant.log", command, {"RAY_ADDRESS": operator.gcs_address})
+        try:
+            occupant.wait_for("joined")
+            looks_on(operator)
+            assert not operator.machines
+            occupant.go_on()
+            occupant.wait_for(f"{MACHINES} on {MACHINES} machines")
+            looks_on(operator)
+            assert len(operator.machines) == replicas(operator) == MACHINES
+            occupant.go_on()
+            occupant.wait_for("0 more")
+            occupant.go_on()
+            occupant.wait_for("ended")
+            wait_until(lambda: not operator.machines and replicas(operator) == 0, "the machines have gone")
+            looks_on(operator)
+            assert not operator.machines
+            assert operator.most_pods == MACHINES
+        finally:
+            occupant.end()
 
 
 def looks_on(operator: Operator) -> None:
