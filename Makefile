@@ -9,7 +9,7 @@ ZERO_FLAGS ?=
 # Tests start many processes, which load what one of them has compiled; container images often set this.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help train test check protos format stubs install venv-package clean
+.PHONY: help train test images check protos format stubs install venv-package clean
 
 help: ## Show what can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | column -t -s "$$(printf '\t')"
@@ -20,8 +20,11 @@ train: install ## Train on the triangle puzzle for ten minutes (ZERO_FLAGS adds 
 test: install ## Check and run every test, the slow ones included
 	@echo "==> make test: checks, then all tests (about twelve minutes; \`$(BIN)/pytest\` runs the fast ones in two minutes)"
 	@$(MAKE) --no-print-directory check
-	@$(BIN)/pytest -m "" --durations=5
+	@$(BIN)/pytest -m "not images" --durations=5
 	@echo "==> All passed. Next: \`make train\` trains an agent; \`$(BIN)/zero --help\` lists the commands."
+
+images: install ## Build the container images and try them (root on Debian, with podman, runc and mmdebstrap)
+	@$(BIN)/pytest -m images -rs --durations=5 tests/deploy/test_images.py
 
 check: install ## Lint, types, imports, generated stubs
 	@$(BIN)/ruff check .

@@ -12,7 +12,7 @@ from tests.ledger import Ledger, check_that_nothing_is_lost
 from tests.replay_server.played import table_config
 from tests.roles import wait_until
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(why_not()), reason=why_not() or "podman is there")]
+pytestmark = [pytest.mark.images, pytest.mark.skipif(bool(why_not()), reason=why_not() or "podman is there")]
 
 MAX_COMPRESSED_BYTES = 250_000_000
 GRACE_SECONDS = 60
