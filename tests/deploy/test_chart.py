@@ -34,7 +34,9 @@ COMMANDS = {
     "evaluator": "evaluate",
     "learner": "learner",
     "ray-head": "train",
+    "reanalyser": "reanalyser",
     "replay-server": "replay-server",
+    "serve": "serve",
 }
 """What containers run of ours."""
 SECRETS = ["zero-redis", "zero-tls", "zero-tokens"]
@@ -157,7 +159,7 @@ def changed(values: dict[str, Any], path: str, value: object) -> dict[str, Any]:
 
 REFUSED = {
     "unknown value": ("cluster", "learner.gpu", 1, "gpu"),
-    "unknown section": ("cluster", "serve", {}, "serve"),
+    "unknown section": ("cluster", "served", {}, "served"),
     "wrong type": ("cluster", "actors.replicas", "many", "/actors/replicas"),
     "negative": ("cluster", "actors.replicas", -1, "/actors/replicas"),
     "unknown experiment": ("cluster", "experiment.name", "chess", "/experiment/name"),
@@ -170,8 +172,9 @@ REFUSED = {
     "roles beside shards": ("replay-only", "actors.replicas", 2, "use one server"),
     "shards in a Ray cluster": ("ray", "replayServer.shards", 2, "use one server"),
     "no learner in a Ray cluster": ("ray", "learner.enabled", False, "in a Ray cluster has a learner"),
-    "clients of a Ray cluster": ("ray", "networkPolicies.clientNamespaces", ["research"], "for its run alone"),
     "more machines than may be": ("ray", "ray.minMachines", 33, "above ray.maxMachines (32)"),
+    "a serve without a run": ("replay-only", "serve.enabled", True, "there is no learner"),
+    "best weights elsewhere": ("cluster", "serve.weights", "best", "where no other pod reads"),
     "two experiments": ("dev", "experiment.toml", 'name = "x"', "not both"),
     "secret that is not there": ("cluster", "redis.passwordSecret", "elsewhere", "there is no Secret elsewhere"),
 }
@@ -184,6 +187,19 @@ def test_wrong_values_are_refused_with_what_is_wrong(base: str, path: str, value
     with pytest.raises(helm.HelmError) as refused:
         install(changed(example(base), path, value), FakeCluster(SECRETS))
     assert expected in str(refused.value)
+
+
+def test_serve_may_have_clients_where_the_replay_server_has_none() -> None:
+    """The replay server of a Ray cluster is for its run; what its agent decides is for whom it is allowed to."""
+    values = changed(example("ray"), "networkPolicies.clientNamespaces", ["research"])
+    found = objects(install(values, FakeCluster(SECRETS)).manifest)
+    (policy,) = (
+        one["spec"] for one in found if one["metadata"]["name"] == "zero-serve" and one["kind"] == "NetworkPolicy"
+    )
+    assert [port["port"] for port in policy["ingress"][0]["ports"]] == [8000]
+    helm = pytest.importorskip("helm_sdkpy")
+    with pytest.raises(helm.HelmError, match="for its run alone"):
+        install(changed(values, "serve.enabled", False), FakeCluster(SECRETS))
 
 
 def test_a_cluster_without_the_operator_is_named() -> None:
@@ -266,6 +282,41 @@ def test_the_head_begins_the_run_beside_ray_and_again_until_it_is_stopped(tmp_pa
     expected += ["--no-evaluator", "--set=game.name=a b.py:Mine"]
     assert [line for line in lines if not line.startswith("ray ")] == 2 * expected
     assert {"ray start", "ray health-check"} <= set(lines)
+
+
+@pytest.mark.parametrize("base", ["cluster", "ray"])
+def test_serve_reads_the_volume_of_the_run_where_it_is(base: str) -> None:
+    """It mounts what whoever keeps the run mounts, to read, and is placed on the same machine."""
+    found = objects((CHART / f"rendered/{base}.yaml").read_text())
+    pod = dict(templates(found))["zero-serve"]["spec"]
+    claims = {f"data-{one['metadata']['name']}-0" for one in found if one["kind"] == "StatefulSet"}
+    claims |= {one["metadata"]["name"] for one in found if one["kind"] == "PersistentVolumeClaim"}
+    (claim,) = (volume["persistentVolumeClaim"]["claimName"] for volume in pod["volumes"] if volume["name"] == "data")
+    assert claim in claims
+    assert {"name": "data", "mountPath": "/data", "readOnly": True} in pod["containers"][0]["volumeMounts"]
+    (near,) = pod["affinity"]["podAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+    wanted = near["labelSelector"]["matchLabels"].items()
+    (keeper,) = (
+        template["spec"] for _, template in templates(found) if wanted <= template["metadata"]["labels"].items()
+    )
+    assert any(mount["mountPath"] == "/data" for mount in keeper["containers"][0]["volumeMounts"])
+    assert pod.get("tolerations") == keeper.get("tolerations"), "it may be where that one is"
+
+
+def test_reanalysers_are_deployed_as_actors_are() -> None:
+    """With the same settings, and allowed the same; in a Ray cluster the run begins with them."""
+    values = example("dev")
+    values["reanalysers"] = values["actors"]
+    found = objects(install(values, FakeCluster(SECRETS)).manifest)
+    named = {(one["kind"], one["metadata"]["name"]): one for one in found}
+    for kind in ("Deployment", "PodDisruptionBudget"):
+        actor = yaml.safe_dump(named[kind, "zero-actor"]).replace("actor", "reanalyser")
+        assert yaml.safe_load(actor) == named[kind, "zero-reanalyser"]
+    (selected,) = named["NetworkPolicy", "zero-roles"]["spec"]["podSelector"]["matchExpressions"]
+    assert "reanalyser" in selected["values"]
+    release = install(changed(example("ray"), "reanalysers.replicas", 3), FakeCluster(SECRETS))
+    (command,) = dict(pods(release.manifest))["ray-head"]["containers"][0]["command"]
+    assert "--no-live --reanalysers 3 ||" in command
 
 
 def container_of(release: Release, workload: str) -> dict[str, Any]:

@@ -122,7 +122,7 @@ livenessProbe:
   emptyDir: { medium: Memory, sizeLimit: 256Mi }
 {{- end }}
 
-{{- /* A learner, an actor or an evaluator: takes root, component and values. */ -}}
+{{- /* A learner, an actor, a reanalyser or an evaluator: takes root, component and values. */ -}}
 {{- define "zero.rolePod" -}}
 {{- $root := .root }}
 metadata:
@@ -137,9 +137,9 @@ spec:
       image: {{ include "zero.image" $root.Values.images.roles }}
       imagePullPolicy: {{ $root.Values.images.pullPolicy }}
       {{- include "zero.container" . | nindent 6 }}
-      {{- if eq .component "actor" }}
-      # Numbered by its name, which no other pod has.
-      command: [sh, -c, 'exec zero actor --index "$(hostname | cksum | cut -d" " -f1)" "$@"', actor]
+      {{- if .isNumbered }}
+      # By its name, which no other pod has.
+      command: [sh, -c, 'exec zero {{ .component }} --index "$(hostname | cksum | cut -d" " -f1)" "$@"', {{ .component }}]
       {{- else }}
       command: [zero, {{ if eq .component "evaluator" }}evaluate{{ else }}learner{{ end }}]
       {{- end }}
@@ -182,7 +182,7 @@ spec:
         {{- toYaml $resources | nindent 8 }}
       volumeMounts:
         - { name: tmp, mountPath: /tmp }
-        {{- if ne .component "actor" }}
+        {{- if not .isNumbered }}
         - { name: data, mountPath: /data }
         {{- end }}
         {{- if $root.Values.experiment.toml }}
