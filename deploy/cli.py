@@ -35,7 +35,7 @@ from deploy.options import (
     latest_or_best,
 )
 from deploy.placement import parse_placements
-from deploy.profile_commands import profile
+from deploy.profile_commands import profile as profile_commands
 from deploy.replay_commands import replay
 from deploy.resume import RunRequest, choose_run, find_run
 from deploy.roles import Assignment, Role, check_experiment, run_role
@@ -211,6 +211,9 @@ def train(  # noqa: PLR0913, PLR0917 - one parameter per option, as typer wants 
         ),
     ] = None,
     evaluator: Annotated[bool, typer.Option(help="Measure the agent on fixed seeds meanwhile.")] = True,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Keep where the time of every role goes; `zero profile show RUN` tells.")
+    ] = False,
     sinks: SinkNames = None,
     mlflow_uri: MlflowUri = None,
     statistics_file: StatisticsFile = None,
@@ -287,6 +290,7 @@ def train(  # noqa: PLR0913, PLR0917 - one parameter per option, as typer wants 
         evaluator=evaluator,
         statistics=statistics_settings,
         program=program_as_typed(sys.argv[0]),
+        profile=profile,
     )
     options = TrainOptions(
         session=session,
@@ -313,7 +317,7 @@ for command in (play, watch, export, tensorboard, mlflow, ray):
 app.add_typer(runs, name="runs")
 for command in (status, scale, stop):
     app.command()(command)
-app.add_typer(profile, name="profile")
+app.add_typer(profile_commands, name="profile")
 
 
 @app.command()

@@ -12,7 +12,7 @@ from rich.table import Table
 from deploy.errors import BAD_INPUT, DeployError
 from deploy.experiment_files import load_experiment
 from deploy.json_text import json_text
-from deploy.options import AsJson, Experiment, Overrides, Root, complete_run
+from deploy.options import AsJson, Experiment, Overrides, Root, RunName, complete_run
 from deploy.resume import find_run
 from deploy.roles import check_experiment
 from deploy.run_context import DEFAULT_ROOT
@@ -78,6 +78,43 @@ def profile_learner(
 
     measured = profile_learner(config, seconds)
     _show("learner", asdict(measured), learner_table(measured), folder, as_json=as_json)
+
+
+@profile.command("show")
+def show_profiles(
+    run: RunName,
+    root: Root = DEFAULT_ROOT,
+    top: Annotated[int, typer.Option(min=1, help="How many functions of every role.")] = 15,
+    as_json: AsJson = False,
+) -> None:
+    """Show in which functions the roles of a run were that was trained with --profile, by a hundred looks a second.
+
+    The files, `profiles/*.folded` in the run's folder, are what flame graphs are drawn from, for example by
+    speedscope.app.
+
+    Example: `zero profile show latest --top 30`
+    """
+    folder = find_run(run, root)
+    from deploy.sampled_profiles import functions_table, newest_profiles  # noqa: PLC0415
+
+    found = newest_profiles(folder)
+    if as_json:
+        typer.echo(
+            json_text(
+                {
+                    role: {
+                        "file": str(one.file),
+                        "samples": one.samples,
+                        "functions": [asdict(share) for share in one.functions[:top]],
+                    }
+                    for role, one in found.items()
+                }
+            )
+        )
+        return
+    console = Console()
+    for role, one in found.items():
+        console.print(functions_table(role, one, top))
 
 
 def _subject(

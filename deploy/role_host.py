@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from threading import Event
 from typing import Any
@@ -14,6 +15,8 @@ from deploy.errors import DeployError
 from deploy.game_files import unpack_game
 from deploy.ray_process import end_with_ray, log_to_run_folder
 from deploy.roles import Addresses, Assignment, Role, run_role
+from deploy.run_folder import RunFolder
+from deploy.sampler import sampled
 from zero.config import ExperimentConfig
 
 logger = logging.getLogger(__name__)
@@ -99,7 +102,8 @@ class RoleHost:
         try:
             if self._game is not None and assignment.role is not Role.REPLAY_SERVER:
                 unpack_game(self._config, self._game)
-            run_role(assignment, self._config, self._stop, self._addresses.set_result)
+            with sampled(RunFolder(assignment.run_dir), assignment.name) if assignment.profile else nullcontext():
+                run_role(assignment, self._config, self._stop, self._addresses.set_result)
         except DeployError as error:
             logger.exception("%s failed", assignment.name)
             return Outcome(str(error), error.is_permanent)

@@ -58,6 +58,7 @@ class Assignment:
         device: what the learner computes on: "auto" for a GPU if there is one, "cpu", "cuda".
         max_steps: training steps after which the learner is done; None for never.
         entropy: tells this process from all that had this role before, as `zero.seeds.entropy_of`; None draws it.
+        profile: keep in the run's folder where the role's time goes.
     """
 
     role: Role
@@ -79,6 +80,7 @@ class Assignment:
     device: str = "auto"
     max_steps: int | None = None
     entropy: int | None = None
+    profile: bool = False
 
     @property
     def run_dir(self) -> Path:

@@ -55,6 +55,7 @@ class SessionOptions:
         evaluator: whether a role measures the agent meanwhile.
         statistics: where numbers of the run go.
         program: how `zero` was called, for the commands that are suggested in the end.
+        profile: whether every role keeps where its time goes.
     """
 
     num_actors: int = 1
@@ -71,6 +72,7 @@ class SessionOptions:
     evaluator: bool = True
     statistics: StatisticsSettings = StatisticsSettings()  # noqa: RUF009 -- frozen
     program: str = "zero"
+    profile: bool = False
 
 
 @dataclass(frozen=True)
@@ -255,6 +257,7 @@ class _Training:
             credentials=self._parts.options.credentials,
             entropy=entropy_of(self._number, 0),
             max_steps=self._parts.options.max_steps,
+            profile=self._parts.options.profile,
         )
 
     def _heed_scaling(self) -> None:
@@ -377,6 +380,7 @@ def _replay_assignment(parts: Parts) -> Assignment:
         redis_url_file=options.redis_url_file,
         security=options.security,
         redis_prefix=f"zero:{folder.run_id() if is_shared else folder.replay_id()}",
+        profile=options.profile,
     )
 
 

@@ -142,6 +142,8 @@ MISTAKES = [
     ("profile actor --run nowhere", 2, "nowhere"),
     ("profile learner --seconds 0", 2, "--seconds"),
     ("profile learner --run untrained --experiment triangle", 2, "--experiment"),
+    ("profile show nowhere", 2, "nowhere"),
+    ("profile show untrained", 2, "--profile"),
     ("config show --experiment nowhere", 2, "nowhere"),
     ("config check --experiment file", 2, "file"),
 ]  # fmt: skip

@@ -1,6 +1,7 @@
 """`zero profile` says where the time of a role goes, and keeps it with a run."""
 
 import json
+import threading
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from deploy.profile_actor import NETWORK, PHASES, RULES, TREE
 from deploy.profile_files import ProfileRecord
 from deploy.run_folder import open_or_create_run_folder
 from deploy.run_records import RunState
+from deploy.sampler import Sampler, sampled
 from deploy.stopwatch import Stopwatch
 
 SMALL = [
@@ -80,3 +82,51 @@ def test_learning_is_profiled_on_a_server_of_its_own(tmp_path: Path) -> None:
     assert kept.role == "learner"
     assert kept.profile == measured
     assert folder.differences_from_manifest() == []
+
+
+def test_a_thread_is_seen_where_it_is() -> None:
+    """The stack of the thread that is looked at, outermost first, and of no other one; it goes on meanwhile."""
+    written: list[str] = []
+    event = threading.Event()
+
+    def innermost() -> None:
+        while sampler.looks < 3:
+            event.wait(0.001)
+
+    sampler = Sampler(written.append)
+    with sampler:
+        innermost()
+    stacks = {stack: int(count) for stack, _, count in (line.rpartition(" ") for line in written[-1].splitlines())}
+    assert sum(stacks.values()) >= 3
+    here = f";{__name__}.{test_a_thread_is_seen_where_it_is.__name__}"
+    assert all(here in stack for stack in stacks)
+    assert any(f"{here};{here[1:]}.<locals>.innermost" in stack for stack in stacks)
+
+
+def test_the_functions_that_took_most_of_the_time_are_shown(tmp_path: Path) -> None:
+    """Of the newest file of every role: the share of each function itself, and with what it calls, recursion or not."""
+    folder = open_or_create_run_folder(tmp_path / "run", load_experiment("tic_tac_toe", []))
+    with sampled(folder, "actor-0"):
+        pass
+    (older,) = folder.profiles.iterdir()
+    assert older.name.startswith("actor-0-2")
+    actor, learner = (folder.profiles / f"{role}-99990101-000000-000000.folded" for role in ("actor-0", "learner"))
+    actor.write_text("run;play 6\nrun;play;search;play 3\nrun 1\n")
+    learner.write_text("run 7\n")
+    command = ["profile", "show", "run", "--root", str(tmp_path)]
+    result = CliRunner().invoke(app, [*command, "--json"])
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.stdout)
+    assert {role: one["samples"] for role, one in told.items()} == {"actor-0": 10, "learner": 7}
+    assert told["actor-0"]["functions"] == [
+        {"function": "play", "own": 0.9, "together": 0.9},
+        {"function": "run", "own": 0.1, "together": 1.0},
+        {"function": "search", "own": 0.0, "together": 0.3},
+    ]
+    result = CliRunner().invoke(app, [*command, "--top", "1"])
+    assert "play" in result.stdout
+    assert "search" not in result.stdout
+    learner.write_text("run seven\n")
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code != 0
+    assert "is damaged" in str(result.exception)

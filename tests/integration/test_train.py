@@ -98,7 +98,7 @@ def run(folder: Path) -> Path:
 @pytest.fixture(scope="module")
 def finished(folder: Path) -> Iterator[Command]:
     """The run, which has ended with its first evaluation, whatever that was."""
-    with Command(folder, "train", *SMALL, *LONG, "--target-score=-1", "--run-dir=run") as command:
+    with Command(folder, "train", *SMALL, *LONG, "--target-score=-1", "--profile", "--run-dir=run") as command:
         assert command.wait() == 0, command.output
         yield command
 
@@ -139,6 +139,19 @@ def test_a_run_can_be_measured(finished: Command, folder: Path, run: Path) -> No
     with Command(folder, "evaluate", "--run=run", "--games=8", "--baseline=random", "--weights=best") as command:
         assert command.wait() == 0, command.output
         assert f"training step {best['training_step']:,} (best)" in " ".join(command.output.split())
+
+
+def test_a_run_says_where_the_time_of_its_roles_went(finished: Command, folder: Path, run: Path) -> None:
+    """Trained with --profile, by function and role; the files are in its manifest."""
+    with Command(folder, "profile", "show", "run", "--json", "--top=1000") as command:
+        assert command.wait() == 0, command.output
+        told = json.loads(command.output)
+    for role, function in (("learner", "learner.learner.LearnerLoop.run"), ("actor-0", "actors.actor.ActorLoop.run")):
+        together = {share["function"]: share["together"] for share in told[role]["functions"]}
+        assert 0 < together[function] <= 1
+    assert told.keys() == {"replay-server", "learner", "actor-0", "evaluator"}
+    noted = json.loads((run / "manifest.json").read_text())["files"]
+    assert all(str(Path(one["file"]).relative_to(run)) in noted for one in told.values())
 
 
 def test_a_run_that_cannot_live_ends_with_its_reason(finished: Command, run: Path, tmp_path: Path) -> None:
