@@ -23,7 +23,7 @@ from tests.replay_server.played import table_config
 pytestmark = pytest.mark.slow
 BACK_SECONDS = 60.0
 """So long the fleet may take to be what it shall be, after whatever has died."""
-GCS_AWAY_SECONDS = 10.0
+GCS_AWAY_SECONDS = 30.0
 """Ray's processes wait a minute for it, then they end."""
 GAME = """
 import os
