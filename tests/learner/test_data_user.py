@@ -157,18 +157,28 @@ def test_a_bad_sample_in_the_middle_of_a_batch_costs_only_itself(caplog: pytest.
 
 
 class Meanwhile(SequentialBuffer[Any, list[Any]]):
-    """Something happens while the sample 2 is added, once."""
+    """Something happens while the sample 2 is added, or while data are given out, once."""
 
-    def __init__(self, happens: Callable[[], object]) -> None:
+    def __init__(self, happens: Callable[[], object], during: str = "add") -> None:
         super().__init__(10)
         self.happens: Callable[[], object] | None = happens
+        self.during = during
 
     def add(self, data: Any) -> None:
         """See SequentialBuffer."""
-        if data == 2 and self.happens is not None:
+        if data == 2:
+            self._let_happen("add")
+        super().add(data)
+
+    def get_data(self) -> list[Any]:
+        """See SequentialBuffer."""
+        self._let_happen("get_data")
+        return super().get_data()
+
+    def _let_happen(self, during: str) -> None:
+        if during == self.during and self.happens is not None:
             happens, self.happens = self.happens, None
             happens()
-        super().add(data)
 
 
 def test_an_interrupted_update_loses_at_most_the_sample_at_hand() -> None:
@@ -189,8 +199,9 @@ def test_an_interrupted_update_loses_at_most_the_sample_at_hand() -> None:
     assert user.count_data_added_since(0) == 6
 
 
-def test_users_take_turns(tmp_path: Path) -> None:
-    """While one takes samples in, no other adds its own before them, or sees or changes the buffer."""
+@pytest.mark.parametrize("during", ["add", "get_data"])
+def test_users_take_turns(during: str, tmp_path: Path) -> None:
+    """While one takes samples in or reads, no other adds its own before them, or sees or changes the buffer."""
     updates = PriorityUpdates(np.zeros(1, np.uint64), np.ones(1, np.float32))
     user_calls: list[Callable[[DataUser[Any]], object]] = [
         DataUser.update,
@@ -212,12 +223,12 @@ def test_users_take_turns(tmp_path: Path) -> None:
             thread.join(0.02)
             ended.extend([] if thread.is_alive() else [thread])
 
-    user = DataUser(Meanwhile(let_others_try))
+    user = DataUser(Meanwhile(let_others_try, during))
     threads = [threading.Thread(target=call, args=(user,)) for call in user_calls]
     collector = DataCollector[Any](user.open_inlet())
     for number in range(5):
         collector.collect(number)
-    user.update()
+    assert user.get_data() == [0, 1, 2, 3, 4]
     assert ended == []
     for thread in threads:
         thread.join(10)
