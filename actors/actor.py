@@ -3,8 +3,8 @@
 import logging
 import secrets
 import time
-from collections import deque
-from contextlib import closing
+from collections.abc import Generator
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from threading import Event
 
@@ -12,14 +12,17 @@ import numpy as np
 import torch
 
 from actors.data_collector import DataCollector
+from actors.inference_client import Address, InferenceClient
 from actors.metrics import ActorMetrics
+from actors.outbox import Outbox
 from actors.self_play import SelfPlay
+from actors.served_play import GAMES, HALVES, Half, play_in_halves
 from actors.tuning import Tuning, tune
 from actors.weights_client import WeightsClient
 from replay_server.client import ReplayClient, create_table_when_reachable, registered_process
 from replay_server.credentials import Credentials, is_loopback
 from replay_server.trajectory_buffer import TrajectoryInlet
-from zero.config import ExperimentConfig
+from zero.config import ConfigError, ExperimentConfig
 from zero.games.game import Game
 from zero.games.registry import make_game
 from zero.jit import CompilationStopped, compiling_unless
@@ -36,7 +39,6 @@ from zero.trajectories import Trajectory
 logger = logging.getLogger(__name__)
 
 MAX_INSERTS_IN_FLIGHT = 8
-RECENT_GAMES = 100
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ class ActorSettings:
         entropy: tells it from others of its index, as `zero.seeds.entropy_of`; None draws it from the system, so that a
             restarted actor plays new games. Give a number to play the same games again.
         credentials: for the replay server.
+        inference: URL of a served agent that evaluates the leaves of the searches; None evaluates them here.
     """
 
     replay_address: str
@@ -59,6 +62,7 @@ class ActorSettings:
     metrics_port: int = 0
     entropy: int | None = None
     credentials: Credentials = Credentials()  # noqa: RUF009 -- frozen
+    inference: str | None = None
 
 
 class SearchFactory:
@@ -89,15 +93,14 @@ class ActorLoop:
         self_play: SelfPlay,
         searches: SearchFactory,
         weights_client: WeightsClient,
-        collector: DataCollector[Trajectory],
+        outbox: Outbox,
         metrics: ActorMetrics,
     ) -> None:
         self._self_play = self_play
         self._searches = searches
         self._weights_client = weights_client
-        self._collector = collector
+        self._outbox = outbox
         self._metrics = metrics
-        self._recent_scores: deque[float] = deque(maxlen=RECENT_GAMES)
 
     def run(self, stop: Event) -> None:
         """Play until `stop`, from the first published weights on."""
@@ -111,21 +114,56 @@ class ActorLoop:
             trajectories, report = self._self_play.play_move(search, version)
             self._metrics.report_move(report)
             self._metrics.weights_version.set(version)
-            for trajectory in trajectories:
-                self._send(trajectory)
+            self._outbox.send(trajectories)
             newer = self._weights_client.poll()
             if newer is not None:
                 search = self._searches.build(newer.payload)
                 self._metrics.registry.events.step = newer.training_step
 
-    def _send(self, trajectory: Trajectory) -> None:
-        self._recent_scores.append(trajectory.stats["score"])
-        self._metrics.report_game(trajectory)
-        self._metrics.recent_score.set(float(np.mean(self._recent_scores)))
-        started = time.perf_counter()
-        self._collector.collect(trajectory)
-        self._metrics.insert_wait.inc(time.perf_counter() - started)
-        self._metrics.inserts_in_flight.set(self._collector.counts().waiting)
+
+class _Actor:
+    """What an actor is made of, wherever its network is.
+
+    Args:
+        config: the experiment.
+        settings: where it runs.
+
+    Raises:
+        GameError: the game cannot be built.
+    """
+
+    def __init__(self, config: ExperimentConfig, settings: ActorSettings) -> None:
+        self.config = config
+        self.settings = settings
+        self.game = make_game(config.game.name, config.game.options)
+        self.name = f"actor-{settings.index}"
+        self.metrics = ActorMetrics()
+        entropy = secrets.randbits(128) if settings.entropy is None else settings.entropy
+        self.seeds = process_seeds(config.seed, "actor", settings.index, entropy)
+        logger.info("%s plays with entropy %d", self.name, entropy)
+
+    def self_play(self, seeds: np.random.SeedSequence, num_games: int) -> SelfPlay:
+        """Games, none moved yet."""
+        config = self.config
+        return SelfPlay(self.game, config.self_play, config.search.num_simulations, self.name, seeds, num_games)
+
+    @contextmanager
+    def joined(self, stop: Event) -> Generator[tuple[WeightsClient, Outbox] | None]:
+        """Be registered with the replay server and able to send games; None if `stop` was set before it answered."""
+        settings = self.settings
+        # Of a real step zstd leaves a fifth, which is worth its time between machines, and in their Redis.
+        away = not is_loopback(settings.replay_address.rpartition(":")[0])
+        with ReplayClient(settings.replay_address, compress=away, credentials=settings.credentials) as client:
+            if not create_table_when_reachable(client, self_play_table(self.config, self.game), stop):
+                yield None
+                return
+            registry = self.metrics.registry
+            with (
+                registered_process(client, "actor", self.name, registry, settings.metrics_host, settings.metrics_port),
+                closing(WeightsClient(client)) as weights_client,
+                DataCollector(TrajectoryInlet(client, TABLE_NAME, MAX_INSERTS_IN_FLIGHT, stop)) as collector,
+            ):
+                yield weights_client, Outbox(collector, self.metrics)
 
 
 def run_actor(config: ExperimentConfig, settings: ActorSettings, stop: Event) -> None:
@@ -133,15 +171,20 @@ def run_actor(config: ExperimentConfig, settings: ActorSettings, stop: Event) ->
 
     Raises:
         ConfigError, GameError: the experiment cannot be built.
+        InferenceError: the served agent cannot be used.
         ReplayError: the replay server refused.
         WeightsMismatchError: the published weights are of another network.
     """
     torch.set_num_threads(1)
-    game = make_game(config.game.name, config.game.options)
-    actor_id = f"actor-{settings.index}"
-    entropy = secrets.randbits(128) if settings.entropy is None else settings.entropy
-    seeds = process_seeds(config.seed, "actor", settings.index, entropy)
-    logger.info("%s plays with entropy %d", actor_id, entropy)
+    actor = _Actor(config, settings)
+    if settings.inference is None:
+        _play_here(actor, stop)
+    else:
+        _play_served(actor, Address(settings.inference), stop)
+
+
+def _play_here(actor: _Actor, stop: Event) -> None:
+    config, game = actor.config, actor.game
     network = make_network(game, config.network, config.seed)
     try:
         with compiling_unless(stop.is_set):
@@ -150,26 +193,38 @@ def run_actor(config: ExperimentConfig, settings: ActorSettings, stop: Event) ->
         return
     logger.info(
         "%s plays %d games at once in %s: %d simulations/s, measured in %.1f s",
-        actor_id,
+        actor.name,
         tuning.games,
         tuning.dtype,
         tuning.simulations_per_second,
         tuning.seconds,
     )
-    self_play = SelfPlay(game, config.self_play, config.search.num_simulations, actor_id, seeds, tuning.games)
+    actor.metrics.report_tuning(tuning)
+    self_play = actor.self_play(actor.seeds, tuning.games)
     searches = SearchFactory(config, game, network, tuning)
-    metrics = ActorMetrics()
-    metrics.report_tuning(tuning)
-    # Of a real step zstd leaves a fifth, which is worth its time between machines, and in their Redis.
-    away = not is_loopback(settings.replay_address.rpartition(":")[0])
-    with ReplayClient(settings.replay_address, compress=away, credentials=settings.credentials) as client:
-        if not create_table_when_reachable(client, self_play_table(config, game), stop):
+    with actor.joined(stop) as joined:
+        if joined is not None:
+            weights_client, outbox = joined
+            ActorLoop(self_play, searches, weights_client, outbox, actor.metrics).run(stop)
+
+
+def _play_served(actor: _Actor, address: Address, stop: Event) -> None:
+    config, game = actor.config, actor.game
+    if config.network.model != "rules":
+        raise ConfigError('--inference needs network.model "rules": what a learned model foresees stays where it is')
+    asked = config.self_play.games_per_actor
+    num_games = max(1, (GAMES if asked == "auto" else asked) // HALVES)
+    logger.info("%s plays %d x %d games, evaluated at %s", actor.name, HALVES, num_games, address.url)
+    actor.metrics.games_at_once.set(HALVES * num_games)
+    with actor.joined(stop) as joined, ExitStack() as clients:
+        if joined is None:
             return
-        with (
-            registered_process(
-                client, "actor", actor_id, metrics.registry, settings.metrics_host, settings.metrics_port
-            ),
-            closing(WeightsClient(client)) as weights_client,
-            DataCollector(TrajectoryInlet(client, TABLE_NAME, MAX_INSERTS_IN_FLIGHT, stop)) as collector,
-        ):
-            ActorLoop(self_play, searches, weights_client, collector, metrics).run(stop)
+        halves: list[Half] = []
+        for seeds in actor.seeds.spawn(HALVES):
+            client = clients.enter_context(closing(InferenceClient(address, game, actor.metrics, stop)))
+            search = make_search(game, client, config, num_games)
+            halves.append(Half(actor.self_play(seeds, num_games), search, client))
+            if not client.wait_until_served(config.game):
+                return
+        with compiling_unless(stop.is_set):
+            play_in_halves(halves, joined[1], actor.metrics, stop)

@@ -62,7 +62,18 @@ class ActorMetrics:
             "Search value minus the return that followed, mean over the moves of a finished game.",
             registry=self.registry,
         )
-
+        self.inference_seconds = Histogram(
+            "zero_actor_inference_seconds",
+            "Time of a request for leaves to a served agent, its repetitions included; nothing of local inference.",
+            buckets=(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 5, 20, 60),
+            registry=self.registry,
+        )
+        self.inference_leaves = Counter(
+            "zero_actor_inference_leaves", "Leaves that a served agent evaluated.", registry=self.registry
+        )
+        self.inference_retries = Counter(
+            "zero_actor_inference_retries", "Requests for leaves that were sent again.", registry=self.registry
+        )
         self.games_at_once = Gauge(
             "zero_actor_games_at_once", "Games in lock step, and so the batch of the network.", registry=self.registry
         )

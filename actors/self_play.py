@@ -1,6 +1,6 @@
 """Self-play: many games in lock step under one search, recorded as trajectories."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -121,18 +121,25 @@ class SelfPlay:
         self._recorder = Recorder(self_play_signature(game), num_games)
         self._states = game.initial(self._draw_outcomes())
 
-    def play_move(self, search: TreeSearch, weights_version: int) -> tuple[list[Trajectory], MoveReport]:
+    def play_move(
+        self, search: TreeSearch, weights_version: int | Callable[[], int]
+    ) -> tuple[list[Trajectory], MoveReport]:
         """Search and play one move in every game; returns the games that ended with it.
 
         A policy that is not to be learned, because the move was searched cheaply, is recorded as zeros.
+
+        Args:
+            search: as wide as there are games.
+            weights_version: of the weights that it searches with; a function, asked after the search, where the
+                network is elsewhere and may change meanwhile.
         """
-        starting = self._recorder.lengths == 0
-        self._first_versions[starting] = weights_version
         is_cheap = self._is_cheap()
         num_simulations = self._config.cheap_simulations if is_cheap else self._num_simulations
         seeds = self._search_rng.integers(0, 2**64, len(self._states), dtype=np.uint64)
         noise_scale = 0.0 if is_cheap else self._config.noise_scale
         result = search.run(self._states, seeds, noise_scale, num_simulations)
+        version = weights_version() if callable(weights_version) else weights_version
+        self._first_versions[self._recorder.lengths == 0] = version
         actions = self._choose(result)
         applied = self._game.apply(self._states, actions)
         outcomes = self._draw_outcomes()
@@ -148,7 +155,7 @@ class SelfPlay:
                 "discount": discounts,
                 "search_policy": np.zeros_like(result.search_policy) if is_cheap else result.search_policy,
                 "search_value": result.search_value,
-                "search_version": np.full(len(actions), weights_version),
+                "search_version": np.full(len(actions), version),
                 "reanalysed_at": np.zeros(len(actions)),
                 "chance_code": self._chance_codes(applied, outcomes),
             }

@@ -22,6 +22,7 @@ from deploy.options import (
     AsJson,
     ClientTokenFile,
     Experiment,
+    Inference,
     MlflowUri,
     Overrides,
     PlaintextToken,
@@ -210,6 +211,7 @@ def train(  # noqa: PLR0913, PLR0917 - one parameter per option, as typer wants 
             help=f"Where the replay server serves /metrics and /sd; by default {DEFAULT_METRICS_PORT} if it is free.",
         ),
     ] = None,
+    inference: Inference = None,
     evaluator: Annotated[bool, typer.Option(help="Measure the agent on fixed seeds meanwhile.")] = True,
     profile: Annotated[
         bool, typer.Option("--profile", help="Keep where the time of every role goes; `zero profile show RUN` tells.")
@@ -286,6 +288,7 @@ def train(  # noqa: PLR0913, PLR0917 - one parameter per option, as typer wants 
             insecure=insecure,
             server_name=tls_name,
         ),
+        inference=inference,
         metrics_port=metrics_port,
         evaluator=evaluator,
         statistics=statistics_settings,
@@ -374,6 +377,7 @@ def actor(  # noqa: PLR0913, PLR0917 - one parameter per option, as typer wants 
     index: Annotated[
         int, typer.Option(min=0, help="Which of the run's actors. Every actor of a run needs its own number.")
     ] = 0,
+    inference: Inference = None,
     replay_address: ReplayAddress = DEFAULT_ADDRESS,
     tls_ca: TlsCa = None,
     tls_certificate: TlsCertificate = None,
@@ -386,6 +390,8 @@ def actor(  # noqa: PLR0913, PLR0917 - one parameter per option, as typer wants 
 ) -> None:
     """Be an actor: play with the newest weights and send what was played.
 
+    The network is evaluated here; with --inference a served agent does it, perhaps on a GPU, for many actors at once.
+
     Example: `zero actor --replay-address 127.0.0.1:8470 --index 1`
     """
     config = load_experiment(experiment, overrides or [])
@@ -397,6 +403,7 @@ def actor(  # noqa: PLR0913, PLR0917 - one parameter per option, as typer wants 
         metrics_port=metrics_port,
         replay_address=replay_address,
         credentials=Credentials(tls_ca, tls_certificate, tls_key, token_file, insecure),
+        inference=inference,
     )
     _be(assignment, config, log_level)
 

@@ -18,6 +18,12 @@ def _host_and_port(value: str) -> str:
     return value
 
 
+def _url(value: str | None) -> str | None:
+    if value is not None and not value.startswith(("http://", "https://")):
+        raise typer.BadParameter(f"write it as http://HOST:PORT, for example http://127.0.0.1:8000, got {value!r}")
+    return value
+
+
 def latest_or_best(value: str) -> str:
     """The value, if it is one of the two."""
     if value not in {"latest", "best"}:
@@ -68,6 +74,16 @@ ReplayAddress = Annotated[
         callback=_host_and_port,
         metavar="HOST:PORT",
         help="Where the replay server answers.",
+    ),
+]
+Inference = Annotated[
+    str | None,
+    typer.Option(
+        envvar="ZERO_INFERENCE",
+        callback=_url,
+        metavar="URL",
+        help="Let the agent that `zero serve --weights published` serves there evaluate the leaves of the search; "
+        "without, it is done where the actor is.",
     ),
 ]
 TlsCa = Annotated[

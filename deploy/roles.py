@@ -59,6 +59,7 @@ class Assignment:
         max_steps: training steps after which the learner is done; None for never.
         entropy: tells this process from all that had this role before, as `zero.seeds.entropy_of`; None draws it.
         profile: keep in the run's folder where the role's time goes.
+        inference: URL of a served agent that evaluates an actor's leaves; None evaluates them where the actor is.
     """
 
     role: Role
@@ -81,6 +82,7 @@ class Assignment:
     max_steps: int | None = None
     entropy: int | None = None
     profile: bool = False
+    inference: str | None = None
 
     @property
     def run_dir(self) -> Path:
@@ -242,6 +244,7 @@ def _best_step(folder: RunFolder) -> int | None:
 
 def _run_actor(assignment: Assignment, config: ExperimentConfig, stop: Event) -> None:
     from actors.actor import ActorSettings, run_actor  # noqa: PLC0415
+    from actors.inference_client import InferenceError  # noqa: PLC0415
 
     settings = ActorSettings(
         replay_address=assignment.replay_address,
@@ -250,8 +253,12 @@ def _run_actor(assignment: Assignment, config: ExperimentConfig, stop: Event) ->
         metrics_host=assignment.host,
         metrics_port=assignment.metrics_port,
         credentials=assignment.credentials,
+        inference=assignment.inference,
     )
-    run_actor(config, settings, stop)
+    try:
+        run_actor(config, settings, stop)
+    except InferenceError as error:
+        raise DeployError(str(error), FAILED) from error
 
 
 def _run_reanalyser(assignment: Assignment, config: ExperimentConfig, stop: Event) -> None:

@@ -51,6 +51,7 @@ class SessionOptions:
         redis_url_file: holds the same.
         security: what the replay server shows and asks for.
         credentials: what the other roles trust and show.
+        inference: URL of a served agent that evaluates the leaves of all actors; None evaluates them where they are.
         metrics_port: of the replay server; None for DEFAULT_METRICS_PORT, or any if that is taken.
         evaluator: whether a role measures the agent meanwhile.
         statistics: where numbers of the run go.
@@ -68,6 +69,7 @@ class SessionOptions:
     redis_url_file: Path | None = None
     security: SecuritySettings = SecuritySettings()  # noqa: RUF009 -- frozen
     credentials: Credentials = Credentials()  # noqa: RUF009 -- frozen
+    inference: str | None = None
     metrics_port: int | None = None
     evaluator: bool = True
     statistics: StatisticsSettings = StatisticsSettings()  # noqa: RUF009 -- frozen
@@ -258,6 +260,7 @@ class _Training:
             entropy=entropy_of(self._number, 0),
             max_steps=self._parts.options.max_steps,
             profile=self._parts.options.profile,
+            inference=self._parts.options.inference,
         )
 
     def _heed_scaling(self) -> None:
@@ -320,6 +323,7 @@ class _Training:
             footer=f"metrics http://{metrics}/metrics  processes http://{metrics}/sd\nrun {self._parts.folder.path}",
             stopping=stopping,
             max_steps=self._parts.options.max_steps,
+            inference=self._parts.options.inference,
         )
 
     def _record_fleet(self) -> None:

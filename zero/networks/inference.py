@@ -43,7 +43,7 @@ class _Model(Protocol):
 class InferenceNetwork:
     """A network's copy for play: evaluates encoded observations without gradients.
 
-    In float32 the convolutions are Winograd's, compiled; in other dtypes they are PyTorch's.
+    In float32 on a CPU the convolutions are Winograd's, compiled; elsewhere they are PyTorch's.
 
     Attributes:
         evaluations: names of the methods in which the network is evaluated.
@@ -51,17 +51,21 @@ class InferenceNetwork:
     Args:
         network: the network to copy.
         dtype: the element type to compute in.
+        device: where, "cpu" or "cuda".
     """
 
     evaluations: ClassVar[tuple[str, ...]] = ("evaluate",)
 
-    def __init__(self, network: ResidualNetwork, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, network: ResidualNetwork, dtype: torch.dtype = torch.float32, device: str = "cpu") -> None:
         self.dtype = dtype
-        self._support = copy.deepcopy(network.support)
+        self._device = device
+        self._support = copy.deepcopy(network.support).to(device)
         self._predict = self._make_predict(copy.deepcopy(network).eval().requires_grad_(False))
 
     def _make_predict(self, network: ResidualNetwork) -> _Predict:
-        return WinogradNetwork(network) if self.dtype == torch.float32 else network.to(self.dtype)
+        if self.dtype == torch.float32 and self._device == "cpu":
+            return WinogradNetwork(network)
+        return network.to(self._device, self.dtype)
 
     def __call__(self, encoded: Floats) -> tuple[Floats, Floats]:
         """Policy logits [B, A] and values [B] in real scale, both float32, for encoded observations [B, E]."""
@@ -70,11 +74,11 @@ class InferenceNetwork:
     def evaluate(self, encoded: Floats) -> tuple[Floats, Floats]:
         """As when called."""
         with torch.inference_mode():
-            return self._numbers(self._predict(torch.from_numpy(encoded).to(self.dtype)))
+            return self._numbers(self._predict(torch.from_numpy(encoded).to(self._device, self.dtype)))
 
     def _numbers(self, output: NetworkOutput) -> tuple[Floats, Floats]:
         values = self._support.expectation(output.value_logits)
-        return output.policy_logits.float().numpy(), values.numpy()
+        return output.policy_logits.float().cpu().numpy(), values.cpu().numpy()
 
 
 class InferenceModel(InferenceNetwork):
@@ -154,15 +158,27 @@ class _PyTorchModel:
         return rows.view(-1, height, width, channels).permute(0, 3, 1, 2).to(self._dtype)
 
 
-def make_inference(network: ResidualNetwork, dtype: torch.dtype = torch.float32) -> InferenceNetwork:
-    """A network's copy for play, of the kind that the network is."""
-    if isinstance(network, LearnedModelNetwork):
-        return InferenceModel(network, dtype)
-    return InferenceNetwork(network, dtype)
+def make_inference(
+    network: ResidualNetwork, dtype: torch.dtype = torch.float32, device: str = "cpu"
+) -> InferenceNetwork:
+    """A network's copy for play, of the kind that the network is.
+
+    Raises:
+        ValueError: a learned model elsewhere than on a CPU.
+    """
+    if not isinstance(network, LearnedModelNetwork):
+        return InferenceNetwork(network, dtype, device)
+    if device != "cpu":
+        raise ValueError(f"a learned model is searched on a CPU, not on {device}")
+    return InferenceModel(network, dtype)
 
 
 def fastest_dtype(
-    network: ResidualNetwork, batch_size: int, clock: Callable[[], float], rounds: int = 8
+    network: ResidualNetwork,
+    batch_size: int,
+    clock: Callable[[], float],
+    rounds: int = 8,
+    device: str = "cpu",
 ) -> torch.dtype:
     """The dtype of DTYPES with the highest throughput here, by a measurement of well under a second.
 
@@ -171,11 +187,12 @@ def fastest_dtype(
         batch_size: observations per call.
         clock: seconds, for example time.perf_counter.
         rounds: timed calls per dtype; the fastest one counts.
+        device: as of `make_inference`.
     """
     encoded = np.zeros((batch_size, network.encoded_size), np.float32)
     best: dict[torch.dtype, float] = {}
     for dtype in DTYPES:
-        evaluate = make_inference(network, dtype)
+        evaluate = make_inference(network, dtype, device)
         evaluate(encoded)
         times: list[float] = []
         for _ in range(rounds):

@@ -1,6 +1,7 @@
 """The AlphaZero search model: the real rules step, a network predicts."""
 
 from collections.abc import Callable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +11,17 @@ from zero.search.model import RootOutput, StepOutput
 
 Evaluate = Callable[[NDArray[np.float32]], tuple[NDArray[np.float32], NDArray[np.float32]]]
 """Encoded observations [B, E] to policy logits [B, A] and values [B], in real scale, for the player to move."""
+
+
+@runtime_checkable
+class ObservationNetwork(Protocol):
+    """A network that is sent observations as they are, because it is elsewhere: encoded ones are a hundred times as large."""
+
+    def evaluate_observations(
+        self, observations: NDArray[np.generic]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Compact observations [B, ...] to what `Evaluate` gives."""
+        ...
 
 
 class AlphaZeroModel:
@@ -25,7 +37,9 @@ class AlphaZeroModel:
         chance_draws: outcomes that are averaged whenever chance is sampled.
     """
 
-    def __init__(self, game: Game, evaluate: Evaluate, discount: float, chance_draws: int = 1) -> None:
+    def __init__(
+        self, game: Game, evaluate: Evaluate | ObservationNetwork, discount: float, chance_draws: int = 1
+    ) -> None:
         if not 0 < discount <= 1:
             raise ValueError(f"discount must be above 0 and at most 1, got {discount}")
         if chance_draws < 1:
@@ -35,7 +49,7 @@ class AlphaZeroModel:
         self.chance_size = game.chance_size * chance_draws
         self.discount = discount
         self._game = game
-        self._evaluate = evaluate
+        self._evaluate = _of_observations(game, evaluate)
 
     def root(self, positions: NDArray[np.generic]) -> RootOutput:
         """Evaluate states [B, S]."""
@@ -75,7 +89,7 @@ class AlphaZeroModel:
     def _predict(
         self, states: States, terminated: NDArray[np.bool_]
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        logits, values = self._evaluate(self._game.encode(self._game.observation(states)))
+        logits, values = self._evaluate(self._game.observation(states))
         return logits, np.where(terminated, np.float32(0), values)
 
     def _average_draws(
@@ -140,3 +154,12 @@ class AlphaZeroModel:
             return np.full(len(before), discount)
         same_player = self._game.to_play(before) == self._game.to_play(after)
         return np.where(same_player, discount, -discount)
+
+
+def _of_observations(
+    game: Game, network: Evaluate | ObservationNetwork
+) -> Callable[[NDArray[np.generic]], tuple[NDArray[np.float32], NDArray[np.float32]]]:
+    """The network as a function of compact observations."""
+    if isinstance(network, ObservationNetwork):
+        return network.evaluate_observations
+    return lambda observations: network(game.encode(observations))
