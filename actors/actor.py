@@ -34,7 +34,6 @@ from zero.search.make_search import make_search
 from zero.search.tree_search import TreeSearch
 from zero.seeds import process_seeds
 from zero.self_play_table import TABLE_NAME, self_play_table
-from zero.trajectories import Trajectory
 
 logger = logging.getLogger(__name__)
 

@@ -193,8 +193,16 @@ class InferenceClient:
             raise _AwayError(" ".join(str(error).split()) or type(error).__name__) from error
         if response.status == http.client.OK:
             return answer
-        text = " ".join(answer[:500].decode(errors="replace").split())
+        text = _error_in(answer)
         # Not found is what Ray Serve says while the agent starts.
         if response.status >= http.client.INTERNAL_SERVER_ERROR or response.status == http.client.NOT_FOUND:
             raise _AwayError(f"status {response.status}: {text}")
         raise InferenceError(f"inference at {self._address.url} refuses: {text}")
+
+
+def _error_in(answer: bytes) -> str:
+    """What an answer says is wrong, in one line."""
+    try:
+        return str(json.loads(answer)["error"])
+    except (ValueError, KeyError, TypeError):
+        return " ".join(answer[:200].decode(errors="replace").split())

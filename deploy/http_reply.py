@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-OK, BAD_REQUEST, NOT_FOUND, NOT_ALLOWED, TOO_LARGE = 200, 400, 404, 405, 413
+OK, BAD_REQUEST, NOT_FOUND, NOT_ALLOWED, CONFLICT, TOO_LARGE = 200, 400, 404, 405, 409, 413
 
 
 @dataclass(frozen=True)

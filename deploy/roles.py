@@ -207,7 +207,7 @@ def _run_learner(assignment: Assignment, config: ExperimentConfig, stop: Event) 
     from learner.learner import LearnerSettings, run_learner  # noqa: PLC0415
 
     settings = LearnerSettings(
-        device=_device(assignment.device),
+        device=checked_device(assignment.device),
         replay_address=assignment.replay_address,
         run_dir=assignment.run_dir,
         metrics_host=assignment.host,
@@ -222,12 +222,22 @@ def _run_learner(assignment: Assignment, config: ExperimentConfig, stop: Event) 
         raise DeployError(str(error), BAD_INPUT) from error
 
 
-def _device(name: str) -> str:
+def checked_device(name: str, given: str = "--device cuda", otherwise: str = "--device auto") -> str:
+    """The device, "auto", "cpu" or "cuda".
+
+    Args:
+        name: of the device.
+        given: the option that asks for a GPU.
+        otherwise: the option that asks for none.
+
+    Raises:
+        DeployError: it is a GPU, and PyTorch finds none.
+    """
     import torch  # noqa: PLC0415
 
     if name == "cuda" and not torch.cuda.is_available():
         why = "this PyTorch is built without CUDA" if torch.version.cuda is None else "PyTorch finds no GPU"
-        raise DeployError(f"--device cuda: {why}; give --device auto, or a machine and an image with CUDA", BAD_INPUT)
+        raise DeployError(f"{given}: {why}; give {otherwise}, or a machine and an image with CUDA", BAD_INPUT)
     return name
 
 

@@ -27,10 +27,12 @@ class RunWeights:
     Attributes:
         payload: a safetensors file.
         training_step: optimizer updates that made them.
+        version: as the replay server counts, of those that are taken from there; else None.
     """
 
     payload: bytes
     training_step: int
+    version: int | None = None
 
 
 def read_weights(folder: RunFolder, config: ExperimentConfig, which: WhichWeights) -> RunWeights:

@@ -2,10 +2,12 @@
 
 import logging
 import os
+import secrets
 import shutil
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from threading import Event
 from typing import Annotated
@@ -13,22 +15,26 @@ from typing import Annotated
 import numpy as np
 import ray
 import typer
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 from ray.serve import Application
 from starlette.requests import Request
 from starlette.responses import Response
 
-from deploy.errors import DeployError
+from deploy.errors import BAD_INPUT, DeployError
 from deploy.interrupts import POLL_SECONDS, Interrupts
 from deploy.private_ray import start_private_ray
-from deploy.roles import check_experiment
+from deploy.published_weights import PublishedWeights
+from deploy.roles import check_experiment, checked_device
 from deploy.run_folder import RunFolder
-from deploy.run_weights import WeightsWatch, WhichWeights, read_weights
+from deploy.run_weights import RunWeights, WeightsWatch, WhichWeights, read_weights
 from deploy.serving_agent import Agent
 from deploy.serving_batches import Gathering
-from deploy.serving_http import AgentHttp, Answer, Asked, Identity
+from deploy.serving_http import AgentCalls, AgentHttp, Answer, Asked, Evaluated, Identity
 from deploy.serving_metrics import ServeMetrics
+from replay_server.client import ReplayClient, registered_process
+from replay_server.credentials import Credentials, is_loopback
 from zero.config import ExperimentConfig
 from zero.games.registry import make_game
 
@@ -39,6 +45,8 @@ MAX_ONGOING_REQUESTS = 256
 """Those above wait in the web server, and get 503 once MAX_QUEUED_REQUESTS wait."""
 MAX_QUEUED_REQUESTS = 1024
 
+FIRST_WEIGHTS_SECONDS = 1.0
+
 
 class ServeOptions(BaseModel):
     """What to serve; also the `args` of this application in a config file of Ray Serve.
@@ -48,6 +56,10 @@ class ServeOptions(BaseModel):
         weights: its best or its latest.
         overrides: `section.key=value` of its config.
         poll_seconds: between looks for newer weights.
+        replay_address: host:port of the run's replay server, to take the weights that are published there instead, and
+            to evaluate leaves for actors; None takes those of the folder.
+        credentials: for the replay server.
+        gpus: to compute on, as Ray counts them; 0 computes on the CPU.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -56,6 +68,19 @@ class ServeOptions(BaseModel):
     weights: WhichWeights = WhichWeights.BEST
     overrides: tuple[str, ...] = ()
     poll_seconds: Annotated[float, Field(gt=0, le=3600)] = 5.0
+    replay_address: str | None = None
+    credentials: Credentials = Credentials()
+    gpus: Annotated[float, Field(ge=0, le=1)] = 0.0
+
+    @property
+    def weights_name(self) -> str:
+        """Which weights decide, in a word."""
+        return self.weights.value if self.replay_address is None else "published"
+
+    @property
+    def device(self) -> str:
+        """Where the network is computed."""
+        return "cuda" if self.gpus else "cpu"
 
 
 class AgentReplica:
@@ -68,25 +93,51 @@ class AgentReplica:
     def __init__(self, options: ServeOptions) -> None:
         folder, config = open_run(options)
         self._config = config
+        self._device = options.device
         self._game = make_game(config.game.name, config.game.options)
         self._metrics = ServeMetrics()
-        self._watch = WeightsWatch(folder, config, options.weights)
-        weights = self._watch.poll()
-        if weights is None:
-            raise DeployError(f"{folder.path} holds no weights")
-        self._agent = Agent(config, self._game, weights)
+        self._registered = ExitStack()
+        self._watch = self._follow(options, folder)
+        self._agent = Agent(config, self._game, self._first_weights(options), device=self._device)
         self._agent.warm_up()
         record = folder.record()
+        executor = ThreadPoolExecutor(1, thread_name_prefix="decide")  # one thread: there is one network
         self._http = AgentHttp(
             self._game,
-            Identity(record.name, record.run_id, record.experiment, options.weights.value),
-            Gathering(self._search, ThreadPoolExecutor(1, thread_name_prefix="decide"), MAX_REQUESTS_PER_BATCH).ask,
-            lambda: self._agent.version,
+            Identity(record.name, record.run_id, record.experiment, options.weights_name, config.game),
+            AgentCalls(
+                Gathering(self._search, executor, MAX_REQUESTS_PER_BATCH).ask,
+                Gathering(self._evaluate, executor, MAX_REQUESTS_PER_BATCH).ask,
+                lambda: self._agent.version,
+            ),
             self._metrics,
         )
         self._watching: Future[None] = ThreadPoolExecutor(1, thread_name_prefix="weights-watch").submit(
             self._swap_until, Event(), options.poll_seconds, os.getppid()
         )
+
+    def _follow(self, options: ServeOptions, folder: RunFolder) -> WeightsWatch | PublishedWeights:
+        """Where newer weights come from; with a replay server, be one of its processes, so that Prometheus finds it."""
+        if options.replay_address is None:
+            return WeightsWatch(folder, self._config, options.weights)
+        client = ReplayClient(options.replay_address, credentials=options.credentials)
+        is_here = is_loopback(options.replay_address.rpartition(":")[0])
+        host = "127.0.0.1" if is_here else ray.util.get_node_ip_address()
+        name = f"inference-{secrets.token_hex(4)}"
+        self._registered.enter_context(registered_process(client, "inference", name, self._metrics.registry, host, 0))
+        return PublishedWeights(client)
+
+    def _first_weights(self, options: ServeOptions) -> RunWeights:
+        """The weights to begin with; waits until some are published.
+
+        Raises:
+            DeployError: the run has none.
+        """
+        while (weights := self._watch.poll()) is None:
+            if options.replay_address is None:
+                raise DeployError(f"{options.run} holds no weights")
+            time.sleep(FIRST_WEIGHTS_SECONDS)
+        return weights
 
     async def __call__(self, request: Request) -> Response:
         """Answer a request."""
@@ -109,6 +160,16 @@ class AgentReplica:
             for one, end in zip(asked, ends.tolist(), strict=True)
         ]
 
+    def _evaluate(self, asked: Sequence[NDArray[np.float32]]) -> list[Evaluated]:
+        agent = self._agent
+        logits, values = agent.evaluate(np.concatenate(asked))
+        self._metrics.batch_leaves.observe(len(values))
+        ends = np.cumsum([len(one) for one in asked])
+        return [
+            Evaluated(logits[end - len(one) : end], values[end - len(one) : end], agent.version)
+            for one, end in zip(asked, ends.tolist(), strict=True)
+        ]
+
     def _swap_until(self, stop: Event, poll_seconds: float, parent: int) -> None:
         while not stop.wait(poll_seconds):
             if os.getppid() != parent:  # Ray does not always see to it
@@ -117,7 +178,7 @@ class AgentReplica:
                 weights = self._watch.poll()
                 if weights is None:
                     continue
-                self._agent = Agent(self._config, self._game, weights, self._agent.dtype)
+                self._agent = Agent(self._config, self._game, weights, self._agent.dtype, self._device)
             except DeployError as error:
                 # Those that decide are still good; what is wrong is for whoever looks after the run.
                 logger.warning("went on with training step %d: %s", self._agent.version.training_step, error)
@@ -130,11 +191,14 @@ def open_run(options: ServeOptions) -> tuple[RunFolder, ExperimentConfig]:
     """The run to serve, and its config.
 
     Raises:
-        DeployError: there is no run, or its game is missing.
+        DeployError: there is no run, its game is missing, or there is no GPU that was asked for.
     """
     folder = RunFolder(options.run.absolute())
     config = folder.config(options.overrides)
     check_experiment(config)
+    if options.gpus and config.network.model == "learned":
+        raise DeployError('--gpus needs network.model "rules": a learned model is searched on CPUs', BAD_INPUT)
+    checked_device(options.device, "--gpus", "--gpus 0")
     return folder, config
 
 
@@ -145,13 +209,24 @@ def check_served(options: ServeOptions) -> int:
         DeployError: no run, or no weights of it that can be used.
     """
     folder, config = open_run(options)
-    return read_weights(folder, config, options.weights).training_step
+    if options.replay_address is None:
+        return read_weights(folder, config, options.weights).training_step
+    with ReplayClient(options.replay_address, credentials=options.credentials) as client:
+        published = PublishedWeights(client).poll()
+    if published is None:
+        raise DeployError(
+            f"the replay server at {options.replay_address} gives no weights: start it, and the learner of the run"
+        )
+    return published.training_step
 
 
 def build(options: ServeOptions) -> Application:
     """The application of Ray Serve: `serve run deploy.serving:build run=DIR`, or the import path of a RayService."""
     make_deployment = serve.deployment(
-        name="agent", max_ongoing_requests=MAX_ONGOING_REQUESTS, max_queued_requests=MAX_QUEUED_REQUESTS
+        name="agent",
+        max_ongoing_requests=MAX_ONGOING_REQUESTS,
+        max_queued_requests=MAX_QUEUED_REQUESTS,
+        ray_actor_options={"num_gpus": options.gpus},
     )
     return make_deployment(AgentReplica).bind(options)
 

@@ -20,6 +20,8 @@ from zero.search.tree_search import TreeSearch
 
 WIDTHS = (1, 4, 16, 64)
 """Positions that are searched at once; what does not fill the narrowest that is wide enough is filled up."""
+MAX_LEAVES = 4096
+"""Evaluated at once, so that many requests do not take all the memory; also the most of one request."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +48,12 @@ class Version:
     Attributes:
         training_step: optimizer updates that made them.
         sha256: hex digest of the weights.
+        weights_version: as the replay server counts, of those that are taken from there; else None.
     """
 
     training_step: int
     sha256: str
+    weights_version: int | None = None
 
 
 class Agent:
@@ -60,6 +64,7 @@ class Agent:
         game: its game.
         weights: of the run.
         dtype: to compute in; None measures which is fastest.
+        device: where to compute, "cpu" or "cuda".
 
     Attributes:
         version: of the weights.
@@ -70,16 +75,21 @@ class Agent:
     """
 
     def __init__(
-        self, config: ExperimentConfig, game: Game, weights: RunWeights, dtype: torch.dtype | None = None
+        self,
+        config: ExperimentConfig,
+        game: Game,
+        weights: RunWeights,
+        dtype: torch.dtype | None = None,
+        device: str = "cpu",
     ) -> None:
         network = make_network(game, config.network, config.seed)
         try:
             load_weights(network, weights.payload)
         except WeightsMismatchError as error:
             raise DeployError(str(error), BAD_INPUT) from error
-        self.version = Version(weights.training_step, hashlib.sha256(weights.payload).hexdigest())
-        self.dtype = dtype or fastest_dtype(network, WIDTHS[-1], time.perf_counter)
-        inference = make_inference(network, self.dtype)
+        self.version = Version(weights.training_step, hashlib.sha256(weights.payload).hexdigest(), weights.version)
+        self.dtype = dtype or fastest_dtype(network, WIDTHS[-1], time.perf_counter, device=device)
+        self._inference = inference = make_inference(network, self.dtype, device)
         self._game = game
         self._searches = {width: make_search(game, inference, config, width) for width in WIDTHS}
 
@@ -88,6 +98,11 @@ class Agent:
         for width in WIDTHS:
             outcomes = self._game.draw_chance(np.random.default_rng(0), width)
             self.decide(self._game.initial(outcomes), np.zeros(width, np.uint64))
+
+    def evaluate(self, encoded: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Policy logits [B, A] and values [B] of encoded observations [B, E], without a search."""
+        parts = [self._inference(encoded[row : row + MAX_LEAVES]) for row in range(0, len(encoded), MAX_LEAVES)]
+        return np.concatenate([logits for logits, _ in parts]), np.concatenate([values for _, values in parts])
 
     def decide(self, states: States, seeds: NDArray[np.uint64]) -> list[Decision]:
         """Search positions [B, state_size] in which somebody is to move, without noise.

@@ -11,11 +11,13 @@ from numpy.typing import NDArray
 from prometheus_client import generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
-from deploy.http_reply import BAD_REQUEST, NOT_ALLOWED, NOT_FOUND, OK, TOO_LARGE, Reply, json_reply, refusal
-from deploy.serving_agent import Decision, Version
+from deploy.http_reply import BAD_REQUEST, CONFLICT, NOT_ALLOWED, NOT_FOUND, OK, TOO_LARGE, Reply, json_reply, refusal
+from deploy.serving_agent import MAX_LEAVES, Decision, Version
 from deploy.serving_metrics import ROUTES, ServeMetrics
 from deploy.serving_positions import RequestError, play, read_game, read_positions, states_of
-from zero.games.game import Game, States
+from zero.config import GameConfig
+from zero.games.game import Game, GameError, States
+from zero.wire.leaves import CONTENT_TYPE, Evaluation, LeavesError, pack_evaluation, unpack_observations
 
 PAGE = Path(__file__).parent / "serve_page" / "index.html"
 MAX_BODY_BYTES = 4 * 2**20
@@ -44,12 +46,51 @@ class Answer:
 
 @dataclass(frozen=True)
 class Identity:
-    """What is served: the run's name and id, its experiment, and which of its weights ("best" or "latest")."""
+    """What is served.
+
+    Attributes:
+        run: its name.
+        run_id: its id.
+        experiment: its name.
+        weights: which of its weights, "best", "latest" or "published".
+        game: what is played.
+    """
 
     run: str
     run_id: str
     experiment: str
     weights: str
+    game: GameConfig
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What became of encoded leaves.
+
+    Attributes:
+        logits: float32 [B, A].
+        values: float32 [B].
+        version: of the weights.
+    """
+
+    logits: NDArray[np.float32]
+    values: NDArray[np.float32]
+    version: Version
+
+
+@dataclass(frozen=True)
+class AgentCalls:
+    """What routes ask of an agent.
+
+    Attributes:
+        decide: searches positions.
+        evaluate: gives the network's predictions for encoded observations [B, E].
+        version: of the weights that decide now.
+    """
+
+    decide: Callable[[Asked], Awaitable[Answer]]
+    evaluate: Callable[[NDArray[np.float32]], Awaitable[Evaluated]]
+    version: Callable[[], Version]
 
 
 class AgentHttp:
@@ -58,8 +99,7 @@ class AgentHttp:
     Args:
         game: what the agent plays.
         identity: what is served.
-        decide: asks the agent.
-        version: of the weights that decide now.
+        agent: who answers.
         metrics: to count in.
     """
 
@@ -67,19 +107,20 @@ class AgentHttp:
         self,
         game: Game,
         identity: Identity,
-        decide: Callable[[Asked], Awaitable[Answer]],
-        version: Callable[[], Version],
+        agent: AgentCalls,
         metrics: ServeMetrics,
     ) -> None:
         self._game = game
         self._identity = identity
-        self._decide = decide
-        self._version = version
+        self._agent = agent
         self._metrics = metrics
+        metrics.training_step.set_function(lambda: agent.version().training_step)
+        metrics.weights_version.set_function(lambda: agent.version().weights_version or 0)
         self._page = PAGE.read_bytes()
         self._routes: dict[str, tuple[str, Callable[[bytes], Awaitable[Reply]]]] = {
             "/": ("GET", self._show_page),
             "/act": ("POST", self._act),
+            "/evaluate": ("POST", self._evaluate),
             "/game": ("POST", self._show_game),
             "/health": ("GET", self._show_health),
             "/metrics": ("GET", self._show_metrics),
@@ -110,11 +151,34 @@ class AgentHttp:
         start = time.perf_counter()
         positions = read_positions(body)
         seeds = np.array([position.seed for position in positions], np.uint64)
-        answer = await self._decide(Asked(states_of(self._game, positions), seeds))
+        answer = await self._agent.decide(Asked(states_of(self._game, positions), seeds))
         self._metrics.positions.inc(len(positions))
         reply = json_reply({**_version(answer.version), "decisions": [_decision(one) for one in answer.decisions]})
         self._metrics.act_seconds.observe(time.perf_counter() - start)
         return reply
+
+    async def _evaluate(self, body: bytes) -> Reply:
+        start = time.perf_counter()
+        if self._agent.version().weights_version is None:
+            return refusal(
+                CONFLICT,
+                f"leaves are evaluated by published weights, these are the {self._identity.weights} ones of a run: "
+                "start it with --weights published",
+            )
+        try:
+            observations = unpack_observations(body, self._game.observation_spec)
+            if len(observations) > MAX_LEAVES:
+                return refusal(TOO_LARGE, f"there are {len(observations)} leaves, at most {MAX_LEAVES} are taken")
+            # Here, not with those of others: who sends what is no position spoils no batch.
+            encoded = self._game.encode(observations)
+        except (LeavesError, GameError) as error:
+            return refusal(BAD_REQUEST, str(error))
+        evaluated = await self._agent.evaluate(encoded)
+        version = evaluated.version
+        answer = Evaluation(version.weights_version or 0, version.training_step, evaluated.logits, evaluated.values)
+        self._metrics.leaves.inc(len(encoded))
+        self._metrics.evaluate_seconds.observe(time.perf_counter() - start)
+        return Reply(OK, pack_evaluation(answer), CONTENT_TYPE)
 
     async def _show_game(self, body: bytes) -> Reply:
         sent = read_game(body)
@@ -141,14 +205,14 @@ class AgentHttp:
                 "run_id": identity.run_id,
                 "experiment": identity.experiment,
                 "game": self._game.name,
+                "game_config": identity.game.model_dump(mode="json"),
                 "num_players": self._game.num_players,
                 "weights": identity.weights,
-                **_version(self._version()),
+                **_version(self._agent.version()),
             }
         )
 
     async def _show_metrics(self, _: bytes) -> Reply:
-        self._metrics.training_step.set(self._version().training_step)
         return Reply(OK, generate_latest(self._metrics.registry), CONTENT_TYPE_PLAIN_0_0_4)
 
     async def _show_page(self, _: bytes) -> Reply:
@@ -156,7 +220,11 @@ class AgentHttp:
 
 
 def _version(version: Version) -> dict[str, Any]:
-    return {"training_step": version.training_step, "sha256": version.sha256}
+    return {
+        "training_step": version.training_step,
+        "weights_version": version.weights_version,
+        "sha256": version.sha256,
+    }
 
 
 def _decision(decision: Decision) -> dict[str, Any]:

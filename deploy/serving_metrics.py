@@ -2,7 +2,7 @@
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-ROUTES = ("/", "/act", "/game", "/health", "/metrics", "/version", "other")
+ROUTES = ("/", "/act", "/evaluate", "/game", "/health", "/metrics", "/version", "other")
 CODES = ("2xx", "4xx", "5xx")
 
 
@@ -26,6 +26,24 @@ class ServeMetrics:
             "zero_serve_batch_positions",
             "Positions that were searched together.",
             buckets=(1, 4, 16, 64, 256, 1024),
+            registry=self.registry,
+        )
+        self.evaluate_seconds = Histogram(
+            "zero_serve_evaluate_seconds",
+            "Time to answer POST /evaluate, the wait for earlier batches included.",
+            buckets=(0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 5),
+            registry=self.registry,
+        )
+        self.leaves = Counter("zero_serve_leaves", "Leaves evaluated for actors.", registry=self.registry)
+        self.batch_leaves = Histogram(
+            "zero_serve_batch_leaves",
+            "Leaves that were evaluated together.",
+            buckets=(16, 64, 256, 1024, 4096, 16384),
+            registry=self.registry,
+        )
+        self.weights_version = Gauge(
+            "zero_serve_weights_version",
+            "Of the weights that decide; 0 for weights of the run's folder.",
             registry=self.registry,
         )
         self.training_step = Gauge(

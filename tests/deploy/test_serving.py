@@ -17,7 +17,7 @@ from deploy.errors import DeployError
 from deploy.run_folder import RunFolder
 from deploy.run_weights import WeightsWatch, WhichWeights, read_weights
 from deploy.serving_agent import WIDTHS, Agent
-from deploy.serving_http import MAX_BODY_BYTES, AgentHttp, Answer, Asked, Identity
+from deploy.serving_http import MAX_BODY_BYTES, AgentCalls, AgentHttp, Answer, Asked, Evaluated, Identity
 from deploy.serving_metrics import ServeMetrics
 from deploy.serving_positions import MAX_POSITIONS
 from tests.deploy.served_runs import make_run, offer_best, save_checkpoint
@@ -49,9 +49,11 @@ def make_http(folder: RunFolder) -> AgentHttp:
     async def decide(asked: Asked) -> Answer:
         return Answer(agent.decide(asked.states, asked.seeds), agent.version)
 
-    return AgentHttp(
-        game, Identity("a run", "id", config.name, "latest"), decide, lambda: agent.version, ServeMetrics()
-    )
+    async def evaluate(encoded: np.ndarray) -> Evaluated:
+        return Evaluated(*agent.evaluate(encoded), agent.version)
+
+    identity = Identity("a run", "id", config.name, "latest", config.game)
+    return AgentHttp(game, identity, AgentCalls(decide, evaluate, lambda: agent.version), ServeMetrics())
 
 
 def ask(http: AgentHttp, path: str, sent: object) -> tuple[int, Any]:

@@ -15,7 +15,7 @@ Evaluate = Callable[[NDArray[np.float32]], tuple[NDArray[np.float32], NDArray[np
 
 @runtime_checkable
 class ObservationNetwork(Protocol):
-    """A network that is sent observations as they are, because it is elsewhere: encoded ones are a hundred times as large."""
+    """A network that is elsewhere: it is sent compact observations, for encoded ones are a hundred times as large."""
 
     def evaluate_observations(
         self, observations: NDArray[np.generic]

@@ -53,9 +53,7 @@ def unpack_observations(body: bytes, spec: ColumnSpec) -> NDArray[np.generic]:
 def pack_evaluation(evaluation: Evaluation) -> bytes:
     """An evaluation as the body of an answer: version and training step as int64, values, logits."""
     header = _HEADER.pack(evaluation.weights_version, evaluation.training_step)
-    return b"".join(
-        (header, _little_endian(evaluation.values).tobytes(), _little_endian(evaluation.logits).tobytes())
-    )
+    return b"".join((header, _little_endian(evaluation.values).tobytes(), _little_endian(evaluation.logits).tobytes()))
 
 
 def unpack_evaluation(body: bytes, num_leaves: int, num_actions: int) -> Evaluation:
@@ -66,11 +64,15 @@ def unpack_evaluation(body: bytes, num_leaves: int, num_actions: int) -> Evaluat
     """
     expected = _HEADER.size + 4 * num_leaves * (1 + num_actions)
     if len(body) != expected:
-        raise LeavesError(f"the answer has {len(body)} bytes, {num_leaves} leaves with {num_actions} actions {expected}")
+        raise LeavesError(
+            f"the answer has {len(body)} bytes, {num_leaves} leaves with {num_actions} actions {expected}"
+        )
     version, training_step = _HEADER.unpack_from(body)
     numbers = np.frombuffer(bytearray(body), np.dtype("<f4"), offset=_HEADER.size)
     numbers = numbers.astype(np.float32, copy=False)
-    return Evaluation(version, training_step, numbers[num_leaves:].reshape(num_leaves, num_actions), numbers[:num_leaves])
+    return Evaluation(
+        version, training_step, numbers[num_leaves:].reshape(num_leaves, num_actions), numbers[:num_leaves]
+    )
 
 
 def _little_endian(array: NDArray[np.generic]) -> NDArray[np.generic]:
