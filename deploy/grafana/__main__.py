@@ -4,10 +4,11 @@ from pathlib import Path
 
 from deploy.grafana.board import to_json
 from deploy.grafana.cluster_boards import CLUSTER
+from deploy.grafana.inference_board import INFERENCE
 from deploy.grafana.run_boards import ACTORS, LEARNER, OVERVIEW
 from deploy.grafana.server_boards import CALLS, REPLAY
 
-BOARDS = (OVERVIEW, REPLAY, LEARNER, ACTORS, CALLS, CLUSTER)
+BOARDS = (OVERVIEW, REPLAY, LEARNER, ACTORS, INFERENCE, CALLS, CLUSTER)
 FOLDER = Path(__file__).with_name("dashboards")
 
 

@@ -14,6 +14,7 @@ from prometheus_client.metrics_core import Metric
 from actors.evaluator_metrics import EvaluatorMetrics
 from actors.metrics import ActorMetrics
 from deploy.fleet_metrics import FleetMetrics
+from deploy.serving_metrics import ServeMetrics
 from learner.metrics import LearnerMetrics
 from replay_server.interceptors import CallMetrics
 from replay_server.metrics import Levels, ServerMetrics
@@ -22,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 DASHBOARDS = ROOT / "deploy/grafana/dashboards"
 RULES = ROOT / "deploy/prometheus/alerts.yml"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("*/README.md")]
-OURS = re.compile(r"\b(?:zero_(?:actor|evaluator|fleet|learner|replay|events)_|grpc_server_|process_(?!id\b))\w+")
+OURS = re.compile(r"\b(?:zero_(?:actor|evaluator|fleet|learner|replay|serve|events)_|grpc_server_|process_(?!id\b))\w+")
 SUFFIXES = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count"), "summary": ("_sum", "_count")}
 
 
@@ -44,6 +45,7 @@ def families(folder: Path) -> list[Metric]:
         LearnerMetrics(folder).registry,
         EvaluatorMetrics().registry,
         FleetMetrics(lambda: 2, lambda: 1).registry,
+        ServeMetrics().registry,
     ]
     return [family for registry in registries for family in registry.collect()]
 
@@ -92,7 +94,7 @@ def test_every_metric_that_is_exported_is_shown_or_explained(tmp_path: Path) -> 
 def test_panels_say_what_they_show_and_fit_their_dashboard() -> None:
     """Every panel has a title and queries and its place; addresses are unique."""
     boards = [json.loads(file.read_text()) for file in sorted(DASHBOARDS.glob("*.json"))]
-    assert len({board["uid"] for board in boards}) == len(boards) == 6
+    assert len({board["uid"] for board in boards}) == len(boards) == 7
     for board in boards:
         places: set[tuple[int, int]] = set()
         for panel in board["panels"]:
