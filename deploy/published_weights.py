@@ -16,10 +16,12 @@ class PublishedWeights:
 
     Args:
         client: of the replay server.
+        request_seconds: that it may take to answer.
     """
 
-    def __init__(self, client: ReplayClient) -> None:
+    def __init__(self, client: ReplayClient, request_seconds: float = REQUEST_SECONDS) -> None:
         self._client = client
+        self._request_seconds = request_seconds
         self._version = 0
         self._away = False
 
@@ -30,7 +32,7 @@ class PublishedWeights:
             DeployError: the server refused.
         """
         try:
-            newer = self._client.get_weights(self._version, timeout=REQUEST_SECONDS)
+            newer = self._client.get_weights(self._version, timeout=self._request_seconds)
         except ReplayTimeout as error:
             if not self._away:
                 logger.warning("no newer weights from the replay server at %s: %s", self._client.address, error.message)

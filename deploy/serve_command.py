@@ -7,7 +7,7 @@ import typer
 
 from deploy.errors import BAD_INPUT, DeployError
 from deploy.fleet_record import FleetRecord
-from deploy.options import ClientTokenFile, PlaintextToken, Root, RunName, TlsCa
+from deploy.options import ClientTokenFile, PlaintextToken, Root, RunName, TlsCa, TlsName
 from deploy.resume import find_run
 from deploy.run_context import DEFAULT_ROOT
 from deploy.run_folder import RunFolder
@@ -64,6 +64,7 @@ def serve_agent(  # noqa: PLR0913, PLR0917 - one parameter per option, as typer 
         ),
     ] = None,
     tls_ca: TlsCa = None,
+    tls_name: TlsName = None,
     tls_certificate: TlsCertificate = None,
     tls_key: TlsKey = None,
     token_file: ClientTokenFile = None,
@@ -90,7 +91,7 @@ def serve_agent(  # noqa: PLR0913, PLR0917 - one parameter per option, as typer 
         overrides=tuple(overrides or ()),
         poll_seconds=poll_seconds,
         replay_address=(replay_address or _address_of(folder)) if is_published else None,
-        credentials=Credentials(tls_ca, tls_certificate, tls_key, token_file, insecure),
+        credentials=Credentials(tls_ca, tls_certificate, tls_key, token_file, insecure, tls_name),
         gpus=gpus,
     )
     training_step = check_served(options)

@@ -34,7 +34,7 @@ from deploy.serving_batches import Gathering
 from deploy.serving_http import AgentCalls, AgentHttp, Answer, Asked, Evaluated, Identity
 from deploy.serving_metrics import ServeMetrics
 from replay_server.client import ReplayClient, registered_process
-from replay_server.credentials import Credentials, is_loopback
+from replay_server.credentials import Credentials, CredentialsError, is_loopback
 from zero.config import ExperimentConfig
 from zero.games.registry import make_game
 
@@ -45,7 +45,10 @@ MAX_ONGOING_REQUESTS = 256
 """Those above wait in the web server, and get 503 once MAX_QUEUED_REQUESTS wait."""
 MAX_QUEUED_REQUESTS = 1024
 
+FIRST_CONTACT_SECONDS = 5.0
+"""A replay server that does not answer the command within this time is not there."""
 FIRST_WEIGHTS_SECONDS = 1.0
+"""How often a replica looks for weights where none are published yet."""
 
 
 class ServeOptions(BaseModel):
@@ -211,8 +214,11 @@ def check_served(options: ServeOptions) -> int:
     folder, config = open_run(options)
     if options.replay_address is None:
         return read_weights(folder, config, options.weights).training_step
-    with ReplayClient(options.replay_address, credentials=options.credentials) as client:
-        published = PublishedWeights(client).poll()
+    try:
+        with ReplayClient(options.replay_address, credentials=options.credentials) as client:
+            published = PublishedWeights(client, FIRST_CONTACT_SECONDS).poll()
+    except CredentialsError as error:
+        raise DeployError(str(error), BAD_INPUT) from error
     if published is None:
         raise DeployError(
             f"the replay server at {options.replay_address} gives no weights: start it, and the learner of the run"

@@ -119,8 +119,12 @@ def test_a_bad_option_ends_with_one_line_that_names_it(run: Run, arguments: list
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_gpu_that_is_not_there_is_named(run: Run) -> None:
-    """A learner that must have a GPU ends before it trains on anything else."""
+def test_a_gpu_that_is_not_there_is_named(run: Run, tmp_path: Path) -> None:
+    """A learner or a served agent that must have a GPU ends before it computes on anything else."""
+    folder = open_or_create_run_folder(tmp_path / "run", load_experiment("tic_tac_toe", []))
+    code, _, err = run("serve", str(folder.path), "--gpus", "1")
+    assert (code, err.partition(":")[0]) == (2, "error")
+    assert re.fullmatch(r"error: --gpus: .*; give --gpus 0, or a machine and an image with CUDA\n", err)
     code, _, err = run("learner", "--device", "cuda", "--experiment", "tic_tac_toe")
     assert code == 2
     assert re.fullmatch(r"error: --device cuda: .*; give --device auto, or a machine and an image with CUDA\n", err)
