@@ -323,7 +323,6 @@ class _Training:
             footer=f"metrics http://{metrics}/metrics  processes http://{metrics}/sd\nrun {self._parts.folder.path}",
             stopping=stopping,
             max_steps=self._parts.options.max_steps,
-            inference=self._parts.options.inference,
         )
 
     def _record_fleet(self) -> None:

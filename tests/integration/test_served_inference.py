@@ -83,6 +83,6 @@ def expect_figures(stack: ExitStack, folder: Path, metrics: str, url: str, clien
         return not empty
 
     try:
-        wait_until(all_show_figures, "figures in every panel", 60)
+        wait_until(all_show_figures, "figures in every panel")
     except AssertionError:
         raise AssertionError(f"no figures: {empty}") from None
