@@ -30,13 +30,16 @@ from tests.integration.processes import free_port, wait_until
 OLDEST, NEWEST = "1.31", "1.34"
 RENDERED = sorted((CHART / "rendered").glob("*.yaml"))
 COMMANDS = {
-    "actor": "actor",
-    "evaluator": "evaluate",
-    "learner": "learner",
-    "ray-head": "train",
-    "reanalyser": "reanalyser",
-    "replay-server": "replay-server",
-    "serve": "serve",
+    "actor": ["actor"],
+    "evaluator": ["evaluate"],
+    "learner": ["learner"],
+    "ray-actors": [],
+    "ray-head": ["train"],
+    "reanalyser": ["reanalyser"],
+    "redis": [],
+    "replay-server": ["replay-server"],
+    "serve": ["serve"],
+    "statistics": ["statistics", "run"],
 }
 """What containers run of ours."""
 SECRETS = ["zero-redis", "zero-tls", "zero-tokens"]
@@ -138,13 +141,14 @@ def test_everything_is_selected_by_its_own_policies(path: Path) -> None:
 @pytest.mark.parametrize("path", RENDERED, ids=lambda path: path.stem)
 def test_every_setting_is_one_that_the_commands_read(path: Path) -> None:
     """Each variable ZERO_... is the environment variable of an option of the command that the container runs."""
-    group = cli.typer.main.get_command(cli.app)
-    for _, pod in pods(path.read_text()):
-        (container,) = pod["containers"]
-        command = COMMANDS.get(container["name"])
+    for container in (found for _, pod in pods(path.read_text()) for found in pod["containers"]):
+        command: Any = cli.typer.main.get_command(cli.app)
+        for name in COMMANDS[container["name"]]:
+            command = command.commands[name]
         given = {variable["name"] for variable in container.get("env", ()) if variable["name"].startswith("ZERO_")}
-        assert bool(given) == (command is not None)
-        assert command is None or given <= {parameter.envvar for parameter in group.commands[command].params}
+        used = {name for name in given if f"$({name})" in " ".join(container.get("args", ()))}
+        assert given - used <= {parameter.envvar for parameter in command.params}
+        assert bool(given) == bool(COMMANDS[container["name"]])
 
 
 def changed(values: dict[str, Any], path: str, value: object) -> dict[str, Any]:
@@ -173,6 +177,7 @@ REFUSED = {
     "shards in a Ray cluster": ("ray", "replayServer.shards", 2, "use one server"),
     "no learner in a Ray cluster": ("ray", "learner.enabled", False, "in a Ray cluster has a learner"),
     "more machines than may be": ("ray", "ray.minMachines", 33, "above ray.maxMachines (32)"),
+    "statistics twice": ("ray", "statistics.enabled", True, "by a run in a Ray cluster anyhow"),
     "a serve without a run": ("replay-only", "serve.enabled", True, "there is no learner"),
     "best weights elsewhere": ("cluster", "serve.weights", "best", "where no other pod reads"),
     "two experiments": ("dev", "experiment.toml", 'name = "x"', "not both"),

@@ -122,6 +122,58 @@ livenessProbe:
   emptyDir: { medium: Memory, sizeLimit: 256Mi }
 {{- end }}
 
+{{- /* How a role of its own pod reaches the replay server, and is reached. */ -}}
+{{- define "zero.roleEnv" -}}
+- name: ZERO_HOST
+  valueFrom: { fieldRef: { fieldPath: status.podIP } }
+- { name: ZERO_REPLAY_ADDRESS, value: "{{ .Release.Name }}-replay-server:8470" }
+{{- if not .Values.security.insecure }}
+- { name: ZERO_REPLAY_TLS_CA, value: /secrets/tls/ca.crt }
+- { name: ZERO_REPLAY_TOKEN_FILE, value: /secrets/token/token }
+{{- end }}
+{{- end }}
+
+{{- /* Of who serves /metrics as soon as the replay server has answered. */ -}}
+{{- define "zero.metricsProbes" -}}
+startupProbe:
+  httpGet: { path: /metrics, port: {{ . }} }
+  periodSeconds: 5
+  failureThreshold: 120
+livenessProbe:
+  httpGet: { path: /metrics, port: {{ . }} }
+  periodSeconds: 20
+  timeoutSeconds: 10
+  failureThreshold: 6
+{{- end }}
+
+{{- /* Beside the learner: what all roles record, aggregated into the run's folder. */ -}}
+{{- define "zero.statistics" -}}
+- name: statistics
+  image: {{ include "zero.image" .Values.images.roles }}
+  imagePullPolicy: {{ .Values.images.pullPolicy }}
+  {{- include "zero.container" . | nindent 2 }}
+  # The learner begins the run.
+  command: [sh, -c, 'until [ -e /data/run/run.json ]; do sleep 2; done; exec zero statistics run "$@"', statistics]
+  args:
+    - --run-dir=/data/run
+    - --replay-metrics={{ .Release.Name }}-replay-server:9470
+    - --host=$(ZERO_HOST)
+    {{- range .Values.statistics.sinks }}
+    - --sink={{ . }}
+    {{- end }}
+  env:
+    - { name: ZERO_METRICS_PORT, value: "9472" }
+    {{- include "zero.roleEnv" . | nindent 4 }}
+  ports:
+    - { name: statistics, containerPort: 9472 }
+  {{- include "zero.metricsProbes" "statistics" | nindent 2 }}
+  resources: {{ toYaml .Values.statistics.resources | nindent 4 }}
+  volumeMounts:
+    - { name: tmp, mountPath: /tmp }
+    - { name: data, mountPath: /data }
+    {{- include "zero.secretMounts" . | nindent 4 }}
+{{- end }}
+
 {{- /* A learner, an actor, a reanalyser or an evaluator: takes root, component and values. */ -}}
 {{- define "zero.rolePod" -}}
 {{- $root := .root }}
@@ -150,30 +202,15 @@ spec:
         {{- end }}
       {{- end }}
       env:
-        - name: ZERO_HOST
-          valueFrom: { fieldRef: { fieldPath: status.podIP } }
         - { name: ZERO_METRICS_PORT, value: "9471" }
-        - { name: ZERO_REPLAY_ADDRESS, value: "{{ $root.Release.Name }}-replay-server:8470" }
+        {{- include "zero.roleEnv" $root | nindent 8 }}
         - { name: ZERO_EXPERIMENT, value: {{ include "zero.experiment" $root }} }
         {{- if eq .component "learner" }}
         - { name: ZERO_DEVICE, value: {{ if .values.gpus }}cuda{{ else }}cpu{{ end }} }
         {{- end }}
-        {{- if not $root.Values.security.insecure }}
-        - { name: ZERO_REPLAY_TLS_CA, value: /secrets/tls/ca.crt }
-        - { name: ZERO_REPLAY_TOKEN_FILE, value: /secrets/token/token }
-        {{- end }}
       ports:
         - { name: metrics, containerPort: 9471 }
-      # It serves /metrics as soon as the replay server has answered.
-      startupProbe:
-        httpGet: { path: /metrics, port: metrics }
-        periodSeconds: 5
-        failureThreshold: 120
-      livenessProbe:
-        httpGet: { path: /metrics, port: metrics }
-        periodSeconds: 20
-        timeoutSeconds: 10
-        failureThreshold: 6
+      {{- include "zero.metricsProbes" "metrics" | nindent 6 }}
       resources:
         {{- $resources := deepCopy .values.resources }}
         {{- if .values.gpus }}
@@ -189,6 +226,9 @@ spec:
         - { name: experiment, mountPath: /experiment, readOnly: true }
         {{- end }}
         {{- include "zero.secretMounts" $root | nindent 8 }}
+    {{- if and (eq .component "learner") $root.Values.statistics.enabled }}
+    {{- include "zero.statistics" $root | nindent 4 }}
+    {{- end }}
   volumes:
     - name: tmp
       emptyDir: { sizeLimit: 1Gi }
