@@ -179,7 +179,7 @@ DEFAULTS: tuple[Statistic, ...] = (
         event="zero_replay_live_processes",
         aggregation=Aggregation.LATEST,
         every_seconds=10,
-        by="role",
+        by="process",
     ),
     *(
         Statistic(

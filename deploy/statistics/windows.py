@@ -12,7 +12,7 @@ from deploy.statistics.definitions import Aggregation, Statistic
 from zero.events import EventBatch, EventSeries
 
 PROCESS = "process"
-"""The label that says which process an event came from."""
+"""The label that says which process an event came from, unless it says itself which one it is about."""
 
 
 class Point(NamedTuple):
@@ -270,8 +270,8 @@ def _by_series(arrived: Iterable[EventBatch]) -> dict[EventSeries, Rows]:
         for index, series in enumerate(batch.series):
             chosen = (batch.index == index) & is_finite
             if chosen.any():
-                labels = tuple(sorted((*series.labels, (PROCESS, batch.process))))
-                parts.setdefault(EventSeries(series.name, labels), []).append(rows.part(chosen))
+                labels = {PROCESS: batch.process} | dict(series.labels)
+                parts.setdefault(EventSeries(series.name, tuple(sorted(labels.items()))), []).append(rows.part(chosen))
     return {series: _joined(found) for series, found in parts.items()}
 
 

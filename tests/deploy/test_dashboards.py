@@ -15,6 +15,7 @@ from actors.evaluator_metrics import EvaluatorMetrics
 from actors.metrics import ActorMetrics
 from deploy.fleet_metrics import FleetMetrics
 from deploy.serving_metrics import ServeMetrics
+from deploy.statistics.definitions import DEFAULTS
 from learner.metrics import LearnerMetrics
 from replay_server.interceptors import CallMetrics
 from replay_server.metrics import Levels, ServerMetrics
@@ -89,6 +90,17 @@ def test_every_metric_that_is_exported_is_shown_or_explained(tmp_path: Path) -> 
     shown = {name for expression in expressions() for name in OURS.findall(expression)}
     shown |= set(OURS.findall((ROOT / "deploy/README.md").read_text()))
     assert [name for name, series in exported(tmp_path).items() if not shown & series] == []
+
+
+def test_every_statistic_is_of_a_metric_that_is_exported(tmp_path: Path) -> None:
+    """With the labels by which events are chosen and named."""
+    labels = {
+        family.name: {label for sample in family.samples for label in sample.labels} for family in families(tmp_path)
+    }
+    for statistic in DEFAULTS:
+        assert {statistic.event, *filter(None, (statistic.denominator,))} <= labels.keys()
+        found = labels[statistic.event]  # none before the first value of a label
+        assert not found or {*statistic.labels, *filter(None, (statistic.by,))} <= found
 
 
 def test_panels_say_what_they_show_and_fit_their_dashboard() -> None:

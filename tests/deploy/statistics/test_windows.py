@@ -36,6 +36,12 @@ def arriving(values: list[tuple[float, int, float]], name: str = "x", process: s
     return batch
 
 
+def arriving_about(process: str, values: list[tuple[float, int, float]]) -> EventBatch:
+    """Events of a series that says which process it is about."""
+    (batch,) = batches([Event(EventSeries("x", (("process", process),)), *event) for event in values], "me", "about")
+    return batch
+
+
 VALUES = st.lists(st.tuples(st.floats(-1e6, 1e6), st.integers(0, 3)), min_size=1, max_size=60)
 
 
@@ -130,16 +136,17 @@ def test_a_rate_waits_for_what_it_is_relative_to() -> None:
 
 
 def test_labels_choose_events_and_name_points() -> None:
-    """`labels` lets in some, `by` keeps them apart, and the process that sent them is a label."""
+    """`labels` lets in some, `by` keeps them apart; the process that sent them is a label, unless they have it."""
     by = statistic(Aggregation.SUM, name="by", by="player")
     one = statistic(Aggregation.SUM, name="one", labels={"player": "search"})
     who = statistic(Aggregation.SUM, name="who", by="process")
     aggregator = Aggregator([by, one, who])
     event = [(1.0, 0, 5.0)]
     arrived = [arriving(event, player="search"), arriving(event, player="random", process="you"), arriving(event)]
+    arrived.append(arriving_about("them", event))
     assert aggregator.add(arrived, 6.0) == []
     points = {point.name: point.value for point in aggregator.close_all(6.0)}
-    assert points == {"by/search": 1.0, "by/random": 1.0, "one": 1.0, "who/me": 2.0, "who/you": 1.0}
+    assert points == {"by/search": 1.0, "by/random": 1.0, "one": 1.0, "who/me": 2.0, "who/you": 1.0, "who/them": 1.0}
 
 
 def test_what_is_not_finite_is_in_no_point() -> None:
