@@ -328,6 +328,7 @@ def learner(  # noqa: PLR0913, PLR0917 - one parameter per option, as typer want
     experiment: Experiment = "triangle",
     overrides: Overrides = None,
     run_dir: RunDir = MANUAL_RUN,
+    application: Application = DEFAULT_APPLICATION,
     device: Annotated[
         str,
         typer.Option(
@@ -352,7 +353,7 @@ def learner(  # noqa: PLR0913, PLR0917 - one parameter per option, as typer want
     Example: `zero learner --replay-address 127.0.0.1:8470 --run-dir runs/manual`
     """
     config = load_experiment(experiment, overrides or [])
-    folder = open_or_create_run_folder(run_dir, config)
+    folder = open_or_create_run_folder(run_dir, config, application)
     assignment = Assignment(
         Role.LEARNER,
         folder.context(),

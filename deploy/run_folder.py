@@ -361,8 +361,15 @@ def create_run_folder(path: Path) -> RunFolder:
     return folder
 
 
-def open_or_create_run_folder(path: Path, config: ExperimentConfig) -> RunFolder:
+def open_or_create_run_folder(
+    path: Path, config: ExperimentConfig, application: str = DEFAULT_APPLICATION
+) -> RunFolder:
     """The folder of a run that may exist, if it is of the same experiment or has nothing to lose.
+
+    Args:
+        path: of the folder.
+        config: the experiment.
+        application: whose run it is, if it begins now.
 
     Raises:
         DeployError: the run there has another config, or the folder cannot be made.
@@ -372,7 +379,7 @@ def open_or_create_run_folder(path: Path, config: ExperimentConfig) -> RunFolder
     # A learner started by hand notes no session: without a checkpoint it has left nothing here but its config.
     if folder.config_file.exists() and not folder.steps() and not folder.record().sessions:
         folder.config_file.unlink()
-    folder.begin(config)
+    folder.begin(config, application)
     difference = describe_difference(
         folder.config().model_dump(mode="json"), config.model_dump(mode="json"), f"the run in {path} was begun"
     )

@@ -1,5 +1,7 @@
 """Tests of the command line up to where a role starts."""
 
+import os
+import pty
 import re
 import shutil
 import subprocess
@@ -349,3 +351,18 @@ def test_a_second_learner_in_the_same_folder_is_refused(run: Run, tmp_path: Path
     assert code == 1
     assert error.startswith("error: ")
     assert "is in use by another learner" in error
+
+
+def test_a_log_is_coloured_in_a_terminal_alone() -> None:
+    """Every command logs alike; what reads stderr as a file gets plain lines, with date and level."""
+    text = "from replay_server.command import log_to_stderr; log_to_stderr('info'); import logging; "
+    command = [sys.executable, "-c", text + "logging.getLogger('learner').warning('the disk is full')"]
+    plain = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    assert re.fullmatch(r"20\S+ \S+ WARNING learner: the disk is full\n", plain)
+    ours, theirs = pty.openpty()
+    subprocess.run(command, stderr=theirs, env=os.environ | {"TERM": "xterm"}, check=True)
+    coloured = os.read(ours, 10_000).decode()
+    os.close(ours)
+    os.close(theirs)
+    assert "\x1b[" in coloured
+    assert "the disk is full" in coloured
