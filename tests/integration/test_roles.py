@@ -11,6 +11,7 @@ import pytest
 import redis
 
 from deploy.interrupts import INTERRUPTED
+from deploy.run_context import RunContext
 from deploy.run_folder import RunFolder
 from deploy.scrape import Scraper
 from replay_server.embedded_redis import find_redis_server
@@ -47,7 +48,7 @@ class FourTerminals:
         to_server = f"--replay-address={self.address}"
         self.others = [
             stack.enter_context(Command(folder, *arguments, *SMALL, to_server))
-            for arguments in (["learner", "--run-dir=run"], ["actor"], ["evaluate"])
+            for arguments in (["learner", "--run-dir=run", "--application=shop"], ["actor"], ["evaluate"])
         ]
         self.scraper = Scraper(self.metrics_address)
         stack.callback(self.scraper.close)
@@ -71,6 +72,7 @@ def test_four_roles_by_hand_make_a_run(tmp_path: Path) -> None:
             step = RunFolder(tmp_path / "run").newest_step()
             assert f"has stopped at training step {step:,}" in stopping.output
         assert not RunFolder(tmp_path / "run").stop_file.exists()
+        assert RunFolder(tmp_path / "run").context() == RunContext("shop", tmp_path, "run")
         for role in terminals.others[1:]:
             role.interrupt()
         for role in terminals.others:

@@ -12,6 +12,7 @@ import pytest
 
 from deploy.interrupts import INTERRUPTED
 from deploy.scrape import Scraper
+from deploy.statistics.definitions import DEFAULTS
 from deploy.supervisor import MAX_QUICK_FAILURES
 from replay_server.client import ReplayClient
 from tests.integration.processes import PATIENCE_SECONDS, SMALL, Command, wait_until
@@ -19,6 +20,8 @@ from tests.ledger import Ledger, check_that_nothing_is_lost
 from tests.replay_server.played import table_config
 
 pytestmark = pytest.mark.slow
+KNOWN = {default.name for default in DEFAULTS}
+SINKS = ["--sink=json", "--sink=tensorboard", "--sink=mlflow", "--sink=console"]
 LONG = ["--minutes=10", "--metrics-port=0", "--no-live"]
 
 
@@ -98,7 +101,7 @@ def run(folder: Path) -> Path:
 @pytest.fixture(scope="module")
 def finished(folder: Path) -> Iterator[Command]:
     """The run, which has ended with its first evaluation, whatever that was."""
-    with Command(folder, "train", *SMALL, *LONG, "--target-score=-1", "--profile", "--run-dir=run") as command:
+    with Command(folder, "train", *SMALL, *LONG, "--target-score=-1", "--profile", *SINKS, "--run-dir=run") as command:
         assert command.wait() == 0, command.output
         yield command
 
@@ -139,6 +142,33 @@ def test_a_run_can_be_measured(finished: Command, folder: Path, run: Path) -> No
     with Command(folder, "evaluate", "--run=run", "--games=8", "--baseline=random", "--weights=best") as command:
         assert command.wait() == 0, command.output
         assert f"training step {best['training_step']:,} (best)" in " ".join(command.output.split())
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::PendingDeprecationWarning")
+def test_a_run_is_in_every_sink(finished: Command, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All numbers that there are in this game, of every role and the server; MLflow has how it ended, too."""
+    from mlflow.tracking import MlflowClient  # noqa: PLC0415
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # noqa: PLC0415
+
+    points = [json.loads(line) for line in (run / "statistics/points.jsonl").read_text().splitlines()]
+    names = {point["name"] for point in points}
+    learned_model = {"loss/unrolled_policy", "loss/unrolled_value", "loss/reward", "loss/chance", "loss/consistency"}
+    absent = learned_model | {"episode/stat", "replay/refused_inserts"}
+    found = {name if name in KNOWN else name.rpartition("/")[0] for name in names}
+    assert KNOWN - found <= absent
+    assert {"progress/live/actor", "evaluation/score/search"} <= names
+    assert max(point["step"] for point in points) > 0
+    read = EventAccumulator(str(run / "tensorboard")).Reload()
+    assert set(read.Tags()["scalars"]) == names
+    assert re.search(r"^loss: .*policy \d", finished.output, re.MULTILINE)
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    client = MlflowClient((run.parent / "mlruns").as_uri())
+    experiment = client.get_experiment_by_name("tic_tac_toe")
+    (kept,) = client.search_runs([experiment.experiment_id])
+    assert (kept.info.run_name, kept.info.status) == ("run", "FINISHED")
+    assert kept.data.params["search.num_simulations"] == "4"
+    assert kept.data.metrics.keys() == names
+    assert [artifact.path for artifact in client.list_artifacts(kept.info.run_id)] == ["manifest.json"]
 
 
 def test_a_run_says_where_the_time_of_its_roles_went(finished: Command, folder: Path, run: Path) -> None:
