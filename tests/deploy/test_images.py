@@ -7,10 +7,9 @@ import pytest
 
 from replay_server.client import ReplayClient
 from tests.deploy.containers import GUARDED, Container, Podman, podman_with_base, why_not
-from tests.integration.processes import free_port
+from tests.integration.processes import SMALL, free_port, wait_until
 from tests.ledger import Ledger, check_that_nothing_is_lost
 from tests.replay_server.played import table_config
-from tests.roles import wait_until
 
 pytestmark = [pytest.mark.images, pytest.mark.skipif(bool(why_not()), reason=why_not() or "podman is there")]
 
@@ -28,10 +27,24 @@ class Image:
 
 
 @pytest.fixture(scope="module")
-def replay_image() -> Iterator[Image]:
+def podman_and_base() -> Iterator[tuple[Podman, str]]:
+    """What builds, and upon what."""
+    with podman_with_base() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def replay_image(podman_and_base: tuple[Podman, str]) -> Image:
     """The image of the replay server."""
-    with podman_with_base() as (podman, base):
-        yield Image(podman, podman.build("replay-server", base))
+    podman, base = podman_and_base
+    return Image(podman, podman.build("replay-server", base))
+
+
+@pytest.fixture(scope="module")
+def roles_image(podman_and_base: tuple[Podman, str]) -> Image:
+    """The image of all other roles."""
+    podman, base = podman_and_base
+    return Image(podman, podman.build("roles", base))
 
 
 @pytest.fixture(scope="module")
@@ -73,11 +86,11 @@ def test_a_restart_loses_nothing(server: Container) -> None:
     with ReplayClient(address(server)) as client:
         client.create_table(table_config(capacity=1_000_000))
         with Ledger(address(server), "games") as ledger:
-            wait_until(lambda: len(ledger.acknowledged) > 100)
+            wait_until(lambda: len(ledger.acknowledged) > 100, "inserts")
             assert server.stop(GRACE_SECONDS) == 0, server.output
             before = len(ledger.acknowledged)
             server.start()
-            wait_until(lambda: len(ledger.acknowledged) > before)
+            wait_until(lambda: len(ledger.acknowledged) > before, "inserts after the restart")
         check_that_nothing_is_lost(client, "games", [ledger])
 
 
@@ -87,3 +100,17 @@ def test_a_mistake_ends_with_one_line(replay_image: Image) -> None:
     assert result.returncode == 2
     assert result.stderr.startswith("error: ")
     assert len((result.stdout + result.stderr).splitlines()) == 1
+
+
+def test_learner_and_actor_train_and_end_in_time(server: Container, roles_image: Image) -> None:
+    """Guarded, as an ordinary user: weights come of what was played, again and again, and SIGTERM ends both in time."""
+    start, settings = roles_image.podman.start, [f"--replay-address={address(server)}", "--metrics-port=0", *SMALL]
+    learner = start(roles_image.name, "learner", *settings)
+    actor = start(roles_image.name, "actor", "--index=7", *settings)
+    with ReplayClient(address(server)) as client:
+        first = wait_until(lambda: client.server_info().weights_version, "weights")
+        wait_until(lambda: client.server_info().weights_version > first + 2, "better weights")
+    assert learner.execute("id", "-u").stdout == "10001\n"
+    assert "Read-only file system" in actor.execute("touch", "/file").stderr
+    assert actor.stop(GRACE_SECONDS) == 0, actor.output
+    assert learner.stop(GRACE_SECONDS) == 0, learner.output
