@@ -26,11 +26,13 @@ class UnrolledTargets:
         values: float32 [B, K + 1], in real scale, for the player to move; 0 beyond the end.
         rewards: float32 [B, K], of the action from position k on, to the player who moved; 0 beyond the end.
         is_known: bool [B, K + 1]: inside the game, or after an end by the rules, where nothing more is earned.
+        is_inside: bool [B, K + 1]: inside the game, so that there is a position.
     """
 
     values: Floats
     rewards: Floats
     is_known: NDArray[np.bool_]
+    is_inside: NDArray[np.bool_]
 
 
 def unrolled_targets(
@@ -74,6 +76,7 @@ def unrolled_targets(
         np.stack(values, axis=1),
         np.where(inside[:, :-1], rewards[:, :unroll_steps], np.float32(0)),
         inside | ended[:, None],
+        inside,
     )
 
 
@@ -133,6 +136,7 @@ class BatchMaker:
             target_value=self._moved(targets.values),
             target_reward=self._moved(targets.rewards),
             is_known=self._moved(targets.is_known.astype(np.float32)),
+            is_inside=self._moved(targets.is_inside.astype(np.float32)),
             importance_weights=self._moved(weights),
             encoded_later=self._encoded_later(observations),
             code_sizes=self._game.chance_code_sizes if learner.unroll_steps else (),

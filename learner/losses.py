@@ -32,8 +32,10 @@ class TrainingBatch:
         target_reward: float32 [B, K], of each action, in real scale.
         is_known: float32 [B, K + 1], 1 where the position has a value and the move from it a reward: inside the game,
             and after its end, where both are 0; 0 beyond the last move of a game that was cut off.
+        is_inside: float32 [B, K + 1], 1 where the position was recorded; 0 beyond the last move of any game.
         importance_weights: float32 [B], at most 1.
-        encoded_later: float32 [B, K, E], the positions after the actions; None unless consistency is to be learned.
+        encoded_later: float32 [B, K, E], the positions after the actions, anything beyond the end; None unless
+            consistency is to be learned.
         code_sizes: of the parts of the chance codes.
     """
 
@@ -45,6 +47,7 @@ class TrainingBatch:
     target_value: Tensor
     target_reward: Tensor
     is_known: Tensor
+    is_inside: Tensor
     importance_weights: Tensor
     encoded_later: Tensor | None = None
     code_sizes: tuple[int, ...] = ()
@@ -120,7 +123,7 @@ def compute_loss(
         positions = positions + config.entropy_weight * (log_policy.exp() * log_policy).sum(-1)
     reward = _scalar_losses(output.reward_logits.float(), batch.target_reward, support) * batch.is_known[:, :-1]
     chance = _chance_losses(output.chance_logits.float(), batch) * batch.is_known[:, :-1]
-    consistency = _consistency_losses(output.latents, later_latents, reward)
+    consistency = _consistency_losses(output.latents, later_latents, reward) * batch.is_inside[:, 1:]
     steps = config.reward_loss_weight * reward + config.chance_loss_weight * chance  # [B, K]
     if later_latents is not None:
         steps = steps + config.consistency_loss_weight * consistency
@@ -139,7 +142,7 @@ def compute_loss(
         unrolled_value=_mean_over(value[:, 1:], known[:, 1:]),
         reward=_mean_over(reward, known[:, :-1]),
         chance=_mean_over(chance, known[:, :-1]),
-        consistency=_mean_over(consistency, torch.ones_like(consistency)),
+        consistency=_mean_over(consistency, batch.is_inside[:, 1:]),
         priorities=priorities,
         target_entropy=target_entropy[:, 0].mean(),
         policy_entropy=-(log_policy[:, 0].exp() * log_policy[:, 0]).sum(-1).mean().detach(),

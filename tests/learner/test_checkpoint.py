@@ -57,6 +57,7 @@ def training_batch(seed: int) -> TrainingBatch:
         target_value=torch.rand(16, 1, generator=generator) * 2 - 1,
         target_reward=torch.zeros(16, 0),
         is_known=torch.ones(16, 1),
+        is_inside=torch.ones(16, 1),
         importance_weights=torch.ones(16),
     )
 

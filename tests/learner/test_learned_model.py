@@ -194,6 +194,30 @@ def test_every_function_gets_a_gradient() -> None:
         assert parameter.grad.abs().sum() > 0, name
 
 
+@pytest.mark.parametrize("is_random", [False, True])
+def test_what_is_foreseen_is_compared_with_what_followed(is_random: bool) -> None:
+    """The loss of consistency takes the position after every action and chance, as far as the game went."""
+    game = Ring(ends=True, is_random=is_random)
+    config = ExperimentConfig.model_validate(
+        CONFIG.model_dump() | {"learner": CONFIG.learner.model_dump() | {"consistency_loss_weight": 1.0}}
+    )
+    learner = Learner(config, game, torch.device("cpu"))
+    batch = draw(learner, game, np.random.default_rng(0))
+    assert batch.encoded_later is not None
+    inside = batch.is_inside[:, 1:] == 1
+    assert 0 < int(inside.sum()) < inside.numel()
+    numbers = batch.encoded_later.argmax(-1)
+    favourites = torch.tensor([favourite(number) for number in range(SIZE)])
+    assert torch.equal(favourites[numbers][inside], batch.target_policy[:, 1:].argmax(-1)[inside])
+    if not is_random:  # else the returns are their values in the mean
+        assert torch.allclose(torch.from_numpy(VALUES).float()[numbers][inside], batch.target_value[:, 1:][inside])
+    with torch.no_grad():
+        foreseen = learner.network.unroll(batch.encoded, batch.actions, batch.chance_codes).latents[:, 1:][inside]
+        real = learner.network.trunk(batch.encoded_later[inside])
+    cosines = torch.nn.functional.cosine_similarity(foreseen.flatten(1), real.flatten(1))
+    assert float(learner.loss(batch).consistency) == pytest.approx(1 - float(cosines.mean()), abs=1e-5)
+
+
 def test_the_dynamics_sends_half_of_the_gradient_back() -> None:
     """What the second action pulls at the representation is a quarter of what it would be."""
     network = Learner(CONFIG, Ring(), torch.device("cpu")).network
@@ -246,6 +270,7 @@ def test_unrolled_targets_equal_a_naive_computation(td_lambda: float) -> None:
             expected = naive_value(row, position, horizon - 1) if inside else 0
             assert targets.values[row, position] == pytest.approx(expected, abs=1e-5)
             assert targets.is_known[row, position] == (inside or ended)
+            assert targets.is_inside[row, position] == inside
             if position < unroll_steps:
                 assert targets.rewards[row, position] == (rewards[row, position] if inside else 0)
 

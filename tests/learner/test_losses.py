@@ -29,6 +29,7 @@ def batch_of(target_policy: torch.Tensor, mask: torch.Tensor, target_value: torc
         target_value=target_value[:, None],
         target_reward=torch.zeros(size, 0),
         is_known=torch.ones(size, 1),
+        is_inside=torch.ones(size, 1),
         importance_weights=torch.ones(size),
     )
 
@@ -126,6 +127,7 @@ def unrolled_batch(num_actions: int = 2) -> tuple[Unrolled, TrainingBatch]:
         target_value=torch.zeros(size, length),
         target_reward=torch.zeros(size, num_actions),
         is_known=torch.ones(size, length),
+        is_inside=torch.ones(size, length),
         importance_weights=torch.ones(size),
         code_sizes=(2,),
     )
@@ -204,6 +206,20 @@ def test_consistency_pulls_the_foreseen_towards_the_real() -> None:
     assert real.grad is None
     assert foreseen.latents.grad is not None
     assert foreseen.latents.grad[:, 1:].abs().sum() > 0
+
+
+def test_nothing_is_consistent_with_what_was_not_recorded() -> None:
+    """Beyond the last move of a game there is no position to compare with, even where values and rewards are known."""
+    output, batch = unrolled_batch()
+    foreseen = output._replace(latents=torch.ones(2, 3, 4).requires_grad_())
+    batch.is_inside[:, 2] = 0
+    real = torch.tensor([1.0, -1, 1, -1]).expand(2, 2, 4)
+    loss = compute_loss(foreseen, batch, SUPPORT, LearnerConfig(consistency_loss_weight=2.0), real)
+    assert loss.consistency.item() == pytest.approx(1), "the mean over what was recorded"
+    loss.total.backward()
+    assert foreseen.latents.grad is not None
+    assert foreseen.latents.grad[:, 1].abs().sum() > 0
+    assert (foreseen.latents.grad[:, 2] == 0).all()
 
 
 def test_entropy_is_rewarded() -> None:

@@ -88,6 +88,48 @@ def test_a_batch_shows_positions_with_their_policies(game: Game) -> None:
     assert torch.equal(plain.target_value, shown.target_value)
 
 
+def test_a_batch_shows_what_was_played_from_there_on_alike(game: Game) -> None:
+    """For a learned model, too: actions, policies and positions that follow are under the symmetry of the first."""
+    states = positions(game)
+    actions = random_actions(game, states, np.random.default_rng(1))
+    after = game.step(states, actions, np.zeros((BATCH_SIZE, 0), np.int64)).states
+    observations = np.stack([game.observation(states), game.observation(after)], axis=1)
+    policies = np.random.default_rng(2).dirichlet(np.ones(game.num_actions), (BATCH_SIZE, 2)).astype(np.float32)
+    config = parse_config(
+        "",
+        [
+            f"game.name={game.name}",
+            "network.model=learned",
+            "learner.unroll_steps=1",
+            "learner.td_steps=2",
+            "learner.consistency_loss_weight=1",
+        ],
+    )
+    drawn = SequenceBatch(
+        {
+            "observation": observations,
+            "action": actions[:, None].astype(np.uint16),
+            "search_policy": policies,
+            "reward": np.zeros((BATCH_SIZE, 4), np.float32),
+            "discount": np.ones((BATCH_SIZE, 4), np.float32),
+            "search_value": np.zeros((BATCH_SIZE, 4), np.float32),
+        },
+        keys=KEYS,
+        probabilities=np.full(BATCH_SIZE, 0.01),
+        lengths=np.full(BATCH_SIZE, 9, np.int32),
+        weights_versions=np.ones(BATCH_SIZE, np.uint64),
+        terminated=np.zeros(BATCH_SIZE, np.bool_),
+        table_size=100,
+    )
+    batch, views = Learner(config, game, torch.device("cpu")).prepare(drawn), SymmetricViews(game, KEYS)
+    shown = views.observations(observations)
+    assert np.array_equal(batch.encoded.numpy(), game.encode(shown[:, 0]))
+    assert batch.encoded_later is not None
+    assert np.array_equal(batch.encoded_later[:, 0].numpy(), game.encode(shown[:, 1]))
+    assert np.array_equal(batch.actions.numpy(), views.actions(actions[:, None]))
+    assert np.allclose(batch.target_policy.numpy(), views.per_action(policies))
+
+
 def test_what_is_shown_follows_from_the_batch(game: Game) -> None:
     """A learner that is restored sees the same as one that never stopped; another batch is shown otherwise."""
     first, again = SymmetricViews(game, KEYS), SymmetricViews(game, KEYS)
