@@ -11,6 +11,7 @@ import logging
 import os
 import platform
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -38,7 +39,6 @@ from deploy.private_ray import start_private_ray
 from deploy.run_folder import RunFolder, open_or_create_run_folder
 from deploy.serving import MAX_ONGOING_REQUESTS, AgentReplica, ServeOptions
 from replay_server.client import ReplayClient
-from tests.integration.processes import free_port
 from zero.config import ExperimentConfig
 from zero.games.game import Game
 from zero.games.random_play import random_legal_actions
@@ -73,6 +73,12 @@ def observations(game: Game, count: int) -> np.ndarray:
         after = game.step(states, actions, game.draw_chance(rng, count)).states
         states = np.where(game.terminated(after)[:, None], states, after)
     return game.observation(states)
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return probe.getsockname()[1]
 
 
 @contextmanager
