@@ -9,6 +9,7 @@ from deploy.errors import BAD_INPUT, DeployError
 from deploy.fleet_record import FleetRecord
 from deploy.options import ClientTokenFile, PlaintextToken, Root, RunName, TlsCa, TlsName
 from deploy.resume import find_run
+from deploy.roles import checked_device
 from deploy.run_context import DEFAULT_ROOT
 from deploy.run_folder import RunFolder
 from replay_server.command import TlsCertificate, TlsKey
@@ -82,6 +83,7 @@ def serve_agent(  # noqa: PLR0913, PLR0917 - one parameter per option, as typer 
     is_published = weights == PUBLISHED
     if replay_address is not None and not is_published:
         raise DeployError("--replay-address is where published weights come from: give --weights published", BAD_INPUT)
+    checked_device("cuda" if gpus else "cpu", "--gpus", "--gpus 0")
     from deploy.run_weights import WhichWeights  # noqa: PLC0415 - imports torch
     from deploy.serving import ServeOptions, check_served, serve_until_interrupted  # noqa: PLC0415 - imports Ray
 

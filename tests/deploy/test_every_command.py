@@ -81,7 +81,6 @@ MISTAKES = [
     ("serve untrained --port 70000", 2, "--port"),
     ("serve untrained --weights newest", 2, "best, latest or published"),
     (f"serve untrained --replay-address {NOBODY}", 2, "--weights published"),
-    (f"serve untrained --weights published --replay-address {NOBODY} --tls-ca nowhere.pem", 2, "nowhere.pem"),
     ("play nowhere", 2, "nowhere"),
     ("play untrained", 2, "no checkpoint"),
     ("play untrained --human 2", 2, "--human"),
