@@ -56,6 +56,8 @@ class FleetRecord(FileRecord):
         metrics_address: of its /metrics and /sd.
         roles: all of them.
         figures: rates and versions of the run, as JSON data; None before the first are known.
+        total_seconds: how long the session takes at most; None for any time.
+        max_steps: the training step at which the run is finished; None for any number.
     """
 
     written_at: datetime
@@ -65,6 +67,8 @@ class FleetRecord(FileRecord):
     metrics_address: str
     roles: tuple[FleetRole, ...]
     figures: dict[str, JsonValue] | None = None
+    total_seconds: float | None = None
+    max_steps: int | None = None
 
     @property
     def actors(self) -> Sequence[FleetRole]:

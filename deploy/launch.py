@@ -60,11 +60,23 @@ def train(config: ExperimentConfig, folder: RunFolder, options: TrainOptions, co
     place = f"joining Ray at {options.ray_address}" if options.ray_address else "on this machine"
     view.event(f"==> Training {config.name}{_limits(options.session)} (Ctrl-C saves and stops)")
     view.event(f"    run      {folder.path}")
+    view.event(f"    config   {_main_settings(config)}; all of it: config.toml there")
     view.event(f"    starting {place}")
     with Interrupts() as interrupts:
         if options.ray_address is None:
             return _train_here(config, folder, options, view, interrupts)
         return _train_on_cluster(config, folder, options, options.ray_address, view, interrupts)
+
+
+def _main_settings(config: ExperimentConfig) -> str:
+    """What tells experiments apart at first sight, as it takes effect."""
+    network, search, learner = config.network, config.search, config.learner
+    model = ", which learns the rules" if network.model == "learned" else ""
+    return (
+        f"{config.game.name}, {network.blocks} blocks x {network.channels} channels{model}, "
+        f"{search.num_simulations} simulations a move, "
+        f"batches of {learner.batch_size}, {config.replay.samples_per_insert:g} samples per insert, seed {config.seed}"
+    )
 
 
 def _train_here(

@@ -345,6 +345,7 @@ class _Training:
             )
             for report in self._supervisor.reports
         )
+        minutes = self._parts.options.minutes
         record = FleetRecord(
             written_at=datetime.now(UTC),
             elapsed_seconds=self._elapsed_seconds,
@@ -353,6 +354,8 @@ class _Training:
             metrics_address=self._addresses.metrics,
             roles=roles,
             figures=None if figures is None else known_values(asdict(figures)),
+            total_seconds=None if minutes is None else 60 * minutes,
+            max_steps=self._parts.options.max_steps,
         )
         self._fleet_file.replace(record.model_dump_json(indent=1))
 

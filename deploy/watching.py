@@ -65,6 +65,7 @@ class RunPage:
         self._folder = folder
         self._credentials = credentials
         self._game = make_game(config.game.name, config.game.options)
+        self._capacity = config.replay.capacity
         self._lock = threading.Lock()
         self._client: ReplayClient | None = None  # guarded by the lock
 
@@ -86,10 +87,14 @@ class RunPage:
             return refusal(BAD_REQUEST, str(error))
 
     def _state(self) -> dict[str, Any]:
-        """What the run is, and how its roles stand; these only while it goes on."""
+        """What the run is, and how far it and its roles are; these only while it goes on."""
         fleet = self._fleet()
-        roles = [] if fleet is None else [role.model_dump(mode="json") for role in fleet.roles]
-        return summary(self._folder, self._folder.record()) | {"roles": roles}
+        roles, bounds = [], {}
+        if fleet is not None:
+            roles = [role.model_dump(mode="json") for role in fleet.roles]
+            bounds = fleet.model_dump(mode="json", include={"elapsed_seconds", "total_seconds", "max_steps"})
+            bounds["capacity"] = self._capacity
+        return summary(self._folder, self._folder.record()) | {"roles": roles, "bounds": bounds}
 
     def _figures(self, start: int) -> dict[str, Any]:
         """Figures over time from a byte on, and from which byte to ask for more."""

@@ -69,6 +69,8 @@ def folder(tmp_path: Path) -> Iterator[RunFolder]:
                 replay_address=bound.address,
                 metrics_address=bound.metrics_address,
                 roles=(role,),
+                total_seconds=600.0,
+                max_steps=4_000,
             ).write(folder.fleet_file)
             yield folder
 
@@ -87,6 +89,12 @@ def test_the_page_is_told_figures_roles_and_the_newest_games(folder: RunFolder) 
         state = told(page, "/state")
         assert (state["name"], state["experiment"]) == ("run", "tic_tac_toe")
         assert [(role["name"], role["state"], role["rate"]) for role in state["roles"]] == [("actor-0", "runs", 12.5)]
+        assert state["bounds"] == {
+            "elapsed_seconds": 9.0,
+            "total_seconds": 600.0,
+            "max_steps": 4_000,
+            "capacity": load_experiment("tic_tac_toe", []).replay.capacity,
+        }
         boards = told(page, "/boards")["boards"]
         assert [(board["actor"], board["score"], board["num_steps"]) for board in boards] == [
             ("actor-0", 5, 3),
@@ -107,7 +115,8 @@ def test_a_run_that_has_ended_shows_its_figures(folder: RunFolder, tmp_path: Pat
     with RunPage(ended, Credentials()) as page:
         assert told(page, "/boards") == {"boards": [], "why": "nobody plays: the run is not going on"}
         assert told(page, "/figures") == {"next": 0, "rows": []}
-        assert told(page, "/state")["roles"] == []
+        state = told(page, "/state")
+        assert (state["roles"], state["bounds"]) == ([], {})
 
 
 @pytest.mark.slow
@@ -134,6 +143,9 @@ def test_a_browser_draws_plots_and_boards(folder: RunFolder, tmp_path: Path) -> 
             browser.evaluate("for (const id of ['log', 'trend', 'weights']) document.getElementById(id).click()")
             assert browser.evaluate(f"{plots}[0].querySelectorAll('.trend').length") == 1
             assert browser.evaluate(f"{plots}[0].querySelectorAll('.weights').length") == 33
+            assert browser.evaluate("[...document.querySelectorAll('progress')].map(bar => bar.value).join()") == (
+                "9,1000,10000"
+            )
             assert "runs" in browser.evaluate("document.getElementById('roles').textContent")
             assert browser.evaluate("document.getElementById('note').textContent") == ""
             browser.screenshot(tmp_path / "page.png")

@@ -116,7 +116,13 @@ def resumed(folder: Path, finished: Command) -> Iterator[Command]:
 def test_a_run_learns_and_saves(finished: Command, run: Path) -> None:
     """A run up to a score plays, learns, publishes, measures, says where everything is, and leaves no process."""
     nothing_left(finished)
-    for expected in ("learning since", "self-play score", "zero evaluate --run", f"zero train --resume {run}"):
+    said = (
+        "tic_tac_toe, 1 blocks x 8 channels, 4 simulations",
+        "learning since",
+        "self-play score",
+        "zero evaluate --run",
+    )
+    for expected in (*said, f"zero train --resume {run}"):
         assert expected in finished.output
     step = saved_step(finished)
     assert (run / "checkpoints" / f"step-{step:09d}").is_dir()
