@@ -40,18 +40,14 @@ def make_game(name: str, options: Mapping[str, Any]) -> Game:
     built_in = _BUILT_IN.get(name)
     if built_in is not None:
         return built_in(options)
-    game = _factory(name)(options)
-    if not isinstance(game, Game):  # pyright: ignore[reportUnnecessaryIsInstance] - plug-ins are not type checked here
-        raise GameError(f"game {name!r}: its factory returned a {type(game).__name__}, not a Game")
-    _refuse_if_broken(name, game)
-    return game
+    return _checked(name, _factory(name)(options))
 
 
 def register_game(name: str, factory: GameFactory, options: Mapping[str, Any] | None = None) -> None:
     """Let `make_game` of this process know one more game.
 
     Args:
-        name: of the game; a later registration replaces an earlier one.
+        name: of the game; a later registration replaces an earlier one, if it is not refused.
         factory: builds it from its options.
         options: with which it is built and checked right away; none by default.
 
@@ -60,12 +56,8 @@ def register_game(name: str, factory: GameFactory, options: Mapping[str, Any] | 
     """
     if name in _BUILT_IN:
         raise GameError(f"game {name!r} is built in: register yours under another name")
+    _checked(name, factory(options or {}))
     _REGISTERED[name] = factory
-    try:
-        make_game(name, options or {})
-    except GameError:
-        del _REGISTERED[name]
-        raise
 
 
 def registered_game(name: str) -> GameFactory | None:
@@ -114,7 +106,10 @@ def _adapter(prefix: str, rest: str) -> GameFactory:
     return lambda options: module.make_game(rest, options)
 
 
-def _refuse_if_broken(name: str, game: Game) -> None:
+def _checked(name: str, game: Game) -> Game:
+    """The game, if it keeps the contract."""
+    if not isinstance(game, Game):  # pyright: ignore[reportUnnecessaryIsInstance] - plug-ins are not type checked here
+        raise GameError(f"game {name!r}: its factory returned a {type(game).__name__}, not a Game")
     try:
         check_game(game, num_games=CHECKED_GAMES, max_moves=CHECKED_MOVES)
     except ContractError as error:
@@ -127,6 +122,7 @@ def _refuse_if_broken(name: str, game: Game) -> None:
             f"game {name!r} failed while its contract was checked: {type(error).__name__}: {text}; "
             "zero.games.contract.check_game shows where"
         ) from error
+    return game
 
 
 def _make_triangle(options: Mapping[str, Any]) -> Game:

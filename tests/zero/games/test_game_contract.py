@@ -200,3 +200,15 @@ def test_wrong_symmetries_are_caught(symmetry: Symmetry, broken: str):
 
     with pytest.raises(ContractError, match=broken):
         check_game(Turned(), num_games=12, seed=3)
+
+
+def test_symmetries_of_chance_are_refused():
+    """They would have to map outcomes, too."""
+
+    class Turned(Triangle):
+        @property
+        def symmetries(self) -> tuple[Symmetry, ...]:
+            return (Symmetry(np.arange(18), np.arange(360)),)
+
+    with pytest.raises(ContractError, match="a game with chance names symmetries"):
+        check_game(Turned(), num_games=2, max_moves=2)

@@ -101,11 +101,15 @@ def test_a_registered_game_is_known_by_its_name():
     ],
 )
 def test_a_game_that_breaks_the_contract_is_refused_at_registration(factory, text: str):
-    """One line says which rule it breaks, and the name stays unknown."""
+    """One line says which rule it breaks; the name stays unknown, or what it was."""
     with pytest.raises(GameError, match=text) as caught:
         register_game("mine", factory)
     assert "\n" not in str(caught.value)
     assert "mine" not in game_names()
+    register_game("mine", lambda _: TicTacToe())
+    with pytest.raises(GameError, match=text):
+        register_game("mine", factory)
+    assert isinstance(make_game("mine", {}), TicTacToe)
 
 
 def test_a_plugged_in_game_is_checked_too(monkeypatch: pytest.MonkeyPatch):
