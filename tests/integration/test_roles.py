@@ -67,6 +67,7 @@ def test_four_roles_by_hand_make_a_run(tmp_path: Path) -> None:
     with ExitStack() as stack:
         terminals = FourTerminals(stack, tmp_path)
         wait_until(lambda: min(terminals.counts().values()) > 0, "every role counts")
+        terminals.others[1].wait_for(r"plays 16 games at once in torch\.\w+: \d+ simulations/s, measured in [\d.]+ s")
         with Command(tmp_path, "stop", "run") as stopping:
             assert stopping.wait() == 0, stopping.output
             step = RunFolder(tmp_path / "run").newest_step()

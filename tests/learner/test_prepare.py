@@ -39,6 +39,19 @@ def sequence_batch(batch_size: int = 4) -> SequenceBatch:
     )
 
 
+def test_windows_reach_as_far_as_the_targets() -> None:
+    """`unroll_steps` + `td_steps` + 1 steps of what values are made of, and the positions alone that are looked at."""
+    values = {"reward": 3, "discount": 3, "search_value": 3}
+    assert Learner(CONFIG, GAME, torch.device("cpu")).windows() == {"observation": 1, "search_policy": 1} | values
+    learned = ["network.model=learned", "network.channels=8", "network.blocks=1", "learner.td_steps=2"]
+    learned += ["learner.unroll_steps=4", "learner.consistency_loss_weight=0"]
+    expected = {"observation": 1, "search_policy": 5, "action": 4, "chance_code": 4}
+    expected |= {"reward": 7, "discount": 7, "search_value": 7}
+    assert Learner(parse_config("", learned), GAME, torch.device("cpu")).windows() == expected
+    consistent = parse_config("", [*learned, "learner.consistency_loss_weight=1"])
+    assert Learner(consistent, GAME, torch.device("cpu")).windows() == expected | {"observation": 5}
+
+
 def test_value_targets_use_the_discount_of_the_config() -> None:
     """Two rewards, discounted by a half, and the search value two steps on, by a quarter."""
     batch = Learner(CONFIG, GAME, torch.device("cpu")).prepare(sequence_batch())
