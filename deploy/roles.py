@@ -215,6 +215,7 @@ def _run_learner(assignment: Assignment, config: ExperimentConfig, stop: Event) 
         credentials=assignment.credentials,
         max_steps=assignment.max_steps,
         best_step=lambda: _best_step(RunFolder(assignment.run_dir)),
+        statistics=RunFolder(assignment.run_dir).kept_statistics,
     )
     try:
         run_learner(config, settings, stop)

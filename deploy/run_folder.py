@@ -1,13 +1,16 @@
 """The folder of a run: what lies where, its records, and that one command at a time uses it."""
 
 import fcntl
+import json
 import secrets
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+
+from pydantic import JsonValue
 
 from deploy.environment import environment
 from deploy.errors import BAD_INPUT, DeployError
@@ -28,6 +31,7 @@ from deploy.run_records import (
 from zero.config import ExperimentConfig, describe_difference
 from zero.seeds import STREAMS
 
+_STATISTICS = "run"
 LOCK_RETRY_SECONDS = 0.5
 """Somebody who looks whether a run is going on holds its lock for a moment."""
 
@@ -121,6 +125,24 @@ class RunFolder:
     def statistics(self) -> Path:
         """Points of all statistics, and what goes on with them."""
         return self.path / "statistics"
+
+    @property
+    def statistics_state(self) -> Path:
+        """How the statistics stand: what goes on with them."""
+        return self.statistics / "state.json"
+
+    def kept_statistics(self) -> dict[str, JsonValue]:
+        """What a checkpoint keeps of the statistics: how they stand. Nothing before that was saved first."""
+        try:
+            return {_STATISTICS: json.loads(self.statistics_state.read_bytes())}
+        except FileNotFoundError:
+            return {}
+
+    def begin_statistics(self, kept: Mapping[str, JsonValue]) -> None:
+        """Let the statistics of a new run go on from what a checkpoint has kept."""
+        if _STATISTICS in kept:
+            self.statistics.mkdir()
+            self.statistics_state.write_text(json.dumps(kept[_STATISTICS]), encoding="utf-8")
 
     @property
     def points_file(self) -> Path:

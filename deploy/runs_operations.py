@@ -28,6 +28,8 @@ def fork_run(folder: RunFolder, to: Path, step: int | None, overrides: Sequence[
     Raises:
         DeployError: no such checkpoint, a setting that cannot change, a run at work, or a folder that cannot be made.
     """
+    from learner.checkpoint import read_checkpoint  # noqa: PLC0415 - imports torch
+
     step = folder.newest_step() if step is None else step
     if step is None:
         raise DeployError(f"{folder.path} has no checkpoint yet: there is nothing to fork from", BAD_INPUT)
@@ -57,6 +59,7 @@ def fork_run(folder: RunFolder, to: Path, step: int | None, overrides: Sequence[
                 replay_id=folder.replay_id(),
             )
             fork.begin(config, record.application, parent)
+            fork.begin_statistics(read_checkpoint(checkpoint)[0].statistics)
         except OSError as error:
             shutil.rmtree(fork.path, ignore_errors=True)
             raise DeployError(f"cannot fork into {fork.path}: {error.strerror or error}") from None

@@ -5,12 +5,13 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
 
 import numpy as np
 import torch
+from pydantic import JsonValue
 from torch import Tensor
 
 from learner.batches import BatchMaker
@@ -22,7 +23,7 @@ from learner.generators import generator_states, restore_generators
 from learner.losses import PRIORITY_FLOOR, Loss, TrainingBatch, compute_loss
 from learner.metrics import LearnerMetrics
 from learner.replay_cursor import restore_priorities
-from learner.saving import CursorSource, Saving, StateHook
+from learner.saving import CursorSource, Saving
 from learner.weights_publisher import WeightsPublisher
 from replay_server.client import ReplayClient, create_table_when_reachable, registered_process
 from replay_server.credentials import Credentials
@@ -61,7 +62,7 @@ class LearnerSettings:
         credentials: for the replay server.
         max_steps: training steps of the run after which the learner is done; None for never.
         best_step: says which training step did best so far; its checkpoint is kept.
-        state_hooks: what else is kept with every checkpoint and given back, by name.
+        statistics: what else is kept with every checkpoint, as JSON data by name.
     """
 
     replay_address: str
@@ -73,7 +74,7 @@ class LearnerSettings:
     credentials: Credentials = Credentials()  # noqa: RUF009 -- frozen
     max_steps: int | None = None
     best_step: Callable[[], int | None] = lambda: None
-    state_hooks: Mapping[str, StateHook] = field(default_factory=dict[str, StateHook])
+    statistics: Callable[[], Mapping[str, JsonValue]] = dict[str, JsonValue]
 
 
 def learning_rate(config: LearnerConfig, training_step: int) -> float:
@@ -323,7 +324,8 @@ def run_learner(config: ExperimentConfig, settings: LearnerSettings, stop: Event
     settings.run_dir.mkdir(parents=True, exist_ok=True)  # the metrics tell how much room its disk has
     metrics = LearnerMetrics(settings.run_dir)
     if checkpoint is not None:
-        _restore(learner, settings.state_hooks, checkpoint)
+        learner.restore(checkpoint)
+        logger.info("resuming at training step %d", learner.training_step)
         metrics.registry.events.step = learner.training_step
         metrics.training_step.set(learner.training_step)
     with ReplayClient(settings.replay_address, credentials=settings.credentials) as client:
@@ -339,16 +341,8 @@ def run_learner(config: ExperimentConfig, settings: LearnerSettings, stop: Event
         ):
             place = CursorSource(client, TABLE_NAME, batches)
             interval = config.learner.checkpoint_interval_seconds
-            saving = Saving(learner.checkpoint, place, settings.state_hooks, saver, interval, metrics)
+            saving = Saving(learner.checkpoint, place, settings.statistics, saver, interval, metrics)
             LearnerLoop(config, learner, DataUser(batches), publisher, saving, metrics, settings.max_steps).run(stop)
-
-
-def _restore(learner: Learner, hooks: Mapping[str, StateHook], checkpoint: Checkpoint) -> None:
-    learner.restore(checkpoint)
-    for name, hook in hooks.items():
-        if name in checkpoint.statistics:
-            hook.load(checkpoint.statistics[name])
-    logger.info("resuming at training step %d", learner.training_step)
 
 
 def train_batches(

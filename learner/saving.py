@@ -4,7 +4,6 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Protocol
 
 from pydantic import JsonValue
 
@@ -19,18 +18,6 @@ logger = logging.getLogger(__name__)
 
 CURSOR_SECONDS = 5.0
 """So long a server is asked for what belongs to a checkpoint."""
-
-
-class StateHook(Protocol):
-    """Something that keeps a state of its own with the checkpoints of a learner, for example statistics."""
-
-    def save(self) -> JsonValue:
-        """The state now, as JSON data; called between two training steps."""
-        ...
-
-    def load(self, state: JsonValue) -> None:
-        """Go on from a state that was saved."""
-        ...
 
 
 class CursorSource:
@@ -66,7 +53,7 @@ class Saving:
     Args:
         take: gives the state of a learner, a copy.
         cursor: says where the learner stands in its table.
-        hooks: what else is kept, by name.
+        statistics: what else is kept, by name.
         saver: writes.
         interval_seconds: between checkpoints.
         metrics: where to show what it costs.
@@ -76,14 +63,14 @@ class Saving:
         self,
         take: Callable[[], Checkpoint],
         cursor: CursorSource,
-        hooks: Mapping[str, StateHook],
+        statistics: Callable[[], Mapping[str, JsonValue]],
         saver: CheckpointSaver,
         interval_seconds: float,
         metrics: LearnerMetrics,
     ) -> None:
         self._take = take
         self._cursor = cursor
-        self._hooks = hooks
+        self._statistics = statistics
         self._saver = saver
         self._interval_seconds = interval_seconds
         self._metrics = metrics
@@ -107,8 +94,4 @@ class Saving:
         self._saver.finish(self._state())
 
     def _state(self) -> Checkpoint:
-        return replace(
-            self._take(),
-            replay=self._cursor.read(),
-            statistics={name: hook.save() for name, hook in self._hooks.items()},
-        )
+        return replace(self._take(), replay=self._cursor.read(), statistics=self._statistics())

@@ -122,7 +122,7 @@ def run_statistics(
         DeployError: a sink that cannot be, or a damaged state of earlier statistics.
     """
     folder.statistics.mkdir(parents=True, exist_ok=True)
-    state_file = StateFile(folder.statistics / "state.json")
+    state_file = StateFile(folder.statistics_state)
     sinks = [_make_sink(name, folder, config, settings, print_line) for name in settings.chosen()]
     metrics = PipelineMetrics()
     server = None

@@ -70,7 +70,7 @@ def measure(
         closing(CheckpointSaver(store, config, metrics)) as saver,
     ):
         place = CursorSource(client, TABLE_NAME, batches)
-        saving = Saving(learner.checkpoint, place, {}, saver, interval, metrics)
+        saving = Saving(learner.checkpoint, place, dict, saver, interval, metrics)
         started, steps = time.monotonic(), 0
         while time.monotonic() - started < seconds:
             batch = batches.get_data()

@@ -33,7 +33,9 @@ def trained(path: Path, *steps: int, state: RunState = RunState.INTERRUPTED) -> 
     run.begin_session(CONFIG)
     store = CheckpointStore(run.checkpoints, KeepPolicy(last=10))
     for step in steps:
-        store.save(Checkpoint(step, b"", {}), CONFIG)
+        run.statistics.mkdir(exist_ok=True)
+        run.statistics_state.write_text(f'{{"step": {step}}}')
+        store.save(Checkpoint(step, b"", {}, statistics=run.kept_statistics()), CONFIG)
     (run.replay / "redis").mkdir(parents=True)
     (run.replay / "redis/log").write_text("data")
     run.end_session(state, "the training steps were made" if state is RunState.FINISHED else "a signal")
@@ -152,6 +154,7 @@ def test_a_fork_is_a_run_of_its_own(tmp_path: Path) -> None:
     assert run.steps() == [9, 5]
     assert (fork.replay / "redis/log").read_text() == "data"
     assert fork.config().learner.learning_rate == 0.5
+    assert fork.kept_statistics() == {"run": {"step": 5}}  # as they stood then
     record = fork.record()
     assert record.run_id != run.run_id()
     assert (record.parent.run_id, record.parent.training_step) == (run.run_id(), 5)

@@ -173,7 +173,7 @@ def test_the_health_of_learning_is_shown_as_it_is(address: str, client: ReplayCl
         wait_until(lambda: client.server_info().tables[TABLE_NAME].inserted_steps >= 200)
         with closing(NotingBuffer(client, learner.windows() | SEARCH_WINDOWS, stop)) as buffer:
             saver = CheckpointSaver(store, config, metrics)
-            saving = Saving(learner.checkpoint, CursorSource(client, TABLE_NAME, buffer), {}, saver, 60.0, metrics)
+            saving = Saving(learner.checkpoint, CursorSource(client, TABLE_NAME, buffer), dict, saver, 60.0, metrics)
             with closing(saver):
                 LearnerLoop(config, learner, DataUser(buffer), publisher, saving, metrics).run(stop)
     batch = buffer.batches[0]
@@ -242,7 +242,7 @@ def test_a_batch_without_a_finite_loss_is_left_out_and_counted(
             closing(PoisonedBuffer(client, learner.windows() | SEARCH_WINDOWS, stop)) as buffer,
             closing(CheckpointSaver(store, CONFIG, metrics)) as saver,
         ):
-            saving = Saving(learner.checkpoint, CursorSource(client, TABLE_NAME, buffer), {}, saver, 60.0, metrics)
+            saving = Saving(learner.checkpoint, CursorSource(client, TABLE_NAME, buffer), dict, saver, 60.0, metrics)
             loop = LearnerLoop(CONFIG, learner, DataUser(buffer), publisher, saving, metrics)
             with pytest.raises(FloatingPointError, match="training step 1"):
                 loop.run(stop)

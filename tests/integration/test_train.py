@@ -14,6 +14,7 @@ from deploy.interrupts import INTERRUPTED
 from deploy.scrape import Scraper
 from deploy.statistics.definitions import DEFAULTS
 from deploy.supervisor import MAX_QUICK_FAILURES
+from learner.checkpoint import read_checkpoint
 from replay_server.client import ReplayClient
 from tests.integration.processes import PATIENCE_SECONDS, SMALL, Command, wait_until
 from tests.ledger import Ledger, check_that_nothing_is_lost
@@ -125,7 +126,8 @@ def test_a_run_learns_and_saves(finished: Command, run: Path) -> None:
     for expected in (*said, f"zero train --resume {run}"):
         assert expected in finished.output
     step = saved_step(finished)
-    assert (run / "checkpoints" / f"step-{step:09d}").is_dir()
+    checkpoint, _ = read_checkpoint(run / "checkpoints" / f"step-{step:09d}")
+    assert checkpoint.statistics["run"]["step"] > 0
     last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
     assert 0 < last["training_step"] <= step
     assert last["games"] > 0
