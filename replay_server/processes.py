@@ -15,7 +15,7 @@ TTL_SECONDS = 15.0
 MAX_PROCESSES = 10_000
 """More live processes than this are refused."""
 
-KNOWN_ROLES = ("actor", "evaluator", "learner", "other")
+KNOWN_ROLES = ("actor", "evaluator", "inference", "learner", "reanalyser", "other")
 """Roles in metrics; any other role counts as "other"."""
 
 _ADDRESS = re.compile(r"[A-Za-z0-9.:_\[\]-]{1,253}:\d{1,5}")
