@@ -138,7 +138,7 @@ def _measure(
         batches = stack.enter_context(closing(train_batches(config, learner, client, None, Event())))
         saver = stack.enter_context(closing(CheckpointSaver(store, config, metrics)))
         place = CursorSource(client, TABLE_NAME, batches)
-        saving = Saving(learner.checkpoint, place, {}, saver, config.learner.checkpoint_interval_seconds, metrics)
+        saving = Saving(learner.checkpoint, place, dict, saver, config.learner.checkpoint_interval_seconds, metrics)
         data_user = DataUser(batches)
         for phase, owner, method in (
             (WAITING, data_user, "get_data"),
