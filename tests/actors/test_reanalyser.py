@@ -252,7 +252,8 @@ def test_a_move_that_was_searched_cheaply_gains_a_policy(client: ReplayClient) -
 
 def test_targets_follow(client: ReplayClient) -> None:
     """The policy target is the new one, the value target is built from the new values where the window has them."""
-    learner = Learner(CONFIG, GAME, torch.device("cpu"))
+    as_they_are = CONFIG.learner.model_copy(update={"use_symmetries": False})
+    learner = Learner(CONFIG.model_copy(update={"learner": as_they_are}), GAME, torch.device("cpu"))
     reanalyse_once(client.address, seed=4)
     batch = client.sample(TABLE_NAME, 400, learner.windows() | SEARCH_WINDOWS)
     steps = table_of(client)
