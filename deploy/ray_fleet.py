@@ -2,7 +2,7 @@
 
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
@@ -89,6 +89,8 @@ class RayFleet:
 
     def start(self, assignment: Assignment) -> RunningRole:
         """Start a role; returns at once."""
+        if assignment.role is Role.LEARNER and self._placement(Role.LEARNER).gpus:
+            assignment = replace(assignment, device="cuda")  # who asks for a GPU does not mean a processor
         name = f"{self._names}{assignment.name}:{secrets.token_hex(4)}"
         handle: Any = (
             ray.remote(RoleHost)
@@ -179,8 +181,11 @@ class RayFleet:
         self._running.append(running)
         return running
 
+    def _placement(self, role: Role) -> Placement:
+        return self._supplies.placements.get(role.value, Placement())
+
     def _options(self, role: Role) -> dict[str, Any]:
-        asked = self._supplies.placements.get(role.value, Placement())
+        asked = self._placement(role)
         cpus = 1.0 if role in COMPUTING_ROLES else 0.0
         gpus = 1.0 if role is Role.LEARNER and self._has_gpu else 0.0
         options = placement_options(asked, cpus, gpus)

@@ -207,7 +207,7 @@ def _run_learner(assignment: Assignment, config: ExperimentConfig, stop: Event) 
     from learner.learner import LearnerSettings, run_learner  # noqa: PLC0415
 
     settings = LearnerSettings(
-        device=checked_device(assignment.device),
+        device=checked_device(assignment.device, "--device cuda, --place learner:gpu", "--device auto, gpu=0"),
         replay_address=assignment.replay_address,
         run_dir=assignment.run_dir,
         metrics_host=assignment.host,
@@ -223,7 +223,7 @@ def _run_learner(assignment: Assignment, config: ExperimentConfig, stop: Event) 
         raise DeployError(str(error), BAD_INPUT) from error
 
 
-def checked_device(name: str, given: str = "--device cuda", otherwise: str = "--device auto") -> str:
+def checked_device(name: str, given: str, otherwise: str) -> str:
     """The device, "auto", "cpu" or "cuda".
 
     Args:

@@ -129,7 +129,9 @@ def test_a_gpu_that_is_not_there_is_named(run: Run, tmp_path: Path) -> None:
     assert re.fullmatch(r"error: --gpus: .*; give --gpus 0, or a machine and an image with CUDA\n", err)
     code, _, err = run("learner", "--device", "cuda", "--experiment", "tic_tac_toe")
     assert code == 2
-    assert re.fullmatch(r"error: --device cuda: .*; give --device auto, or a machine and an image with CUDA\n", err)
+    assert re.fullmatch(
+        r"error: --device cuda, .*: .*; give --device auto, gpu=0, or a machine and an image with CUDA\n", err
+    )
 
 
 def test_no_command_shows_the_help(run: Run) -> None:

@@ -36,6 +36,7 @@ class RayCluster:
         self._cluster = Cluster()
         self.head: Any = self._cluster.add_node(
             num_cpus=head_cpus,
+            num_gpus=1,  # whether there is one or not: Ray believes it
             object_store_memory=OBJECT_STORE_BYTES,
             include_dashboard=False,
             temp_dir=str(temp_dir),

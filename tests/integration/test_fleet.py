@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -10,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from deploy.errors import BAD_INPUT
 from deploy.fleet_record import FleetRecord, RoleState
 from deploy.run_folder import RunFolder
 from replay_server.client import ReplayClient
@@ -187,6 +190,17 @@ def test_a_run_in_a_cluster_is_stopped_and_has_lost_nothing(run: Running) -> Non
     wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), "the end of every role", 20)
     wait_until(lambda: not run.cluster.processes_of(run.cluster.head, "DetachedRun"), "the end of the supervisor", 20)
     assert "interrupted: `zero stop`" in run.zero("status", "run")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_learner_that_shall_have_a_gpu_computes_on_nothing_else(run: Running) -> None:
+    """Where its machine has one and its PyTorch finds none, the run ends with a line that says so."""
+    options = ["--no-evaluator", "--actors=1", "--minutes=10", "--metrics-port=0", "--insecure", "--no-live"]
+    options += ["--place=learner:gpu=1", "--run-dir=other", f"--ray-address={run.cluster.address}"]
+    with Command(run.folder.path.parent, "train", *SMALL, *options) as command:
+        assert command.wait() == BAD_INPUT, command.output
+    assert re.search(r"--place learner:gpu: .* an image with CUDA", command.output)
+    assert "learning since" not in command.output
 
 
 def supervisor_log(run: Running) -> str:
