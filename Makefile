@@ -18,7 +18,7 @@ train: install ## Train on the triangle puzzle for ten minutes (ZERO_FLAGS adds 
 	@$(BIN)/zero train $(ZERO_FLAGS)
 
 test: install ## Check and run every test, the slow ones included
-	@echo "==> make test: checks, then all tests but those of the images (about twelve minutes; \`$(BIN)/pytest\` runs the fast ones in two minutes)"
+	@echo "==> make test: checks, then all tests but those of the images (about fifteen minutes; \`$(BIN)/pytest\` runs the fast ones in two minutes)"
 	@$(MAKE) --no-print-directory check
 	@$(BIN)/pytest -m "not images" --durations=5
 	@echo "==> All passed. Next: \`make train\` trains an agent; \`$(BIN)/zero --help\` lists the commands."
