@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from learner.losses import TrainingBatch, importance_weights
-from learner.symmetries import SymmetricViews
+from learner.symmetries import SymmetricViews, all_symmetries
 from learner.targets import td_lambda_targets
 from zero.config import ExperimentConfig
 from zero.games.game import Game
@@ -93,6 +93,7 @@ class BatchMaker:
         self._config = config
         self._game = game
         self._device = device
+        self._symmetries = all_symmetries(game) if config.learner.use_symmetries else ()
 
     def windows(self) -> dict[str, int]:
         """Steps needed of every column."""
@@ -123,8 +124,8 @@ class BatchMaker:
         actions, codes = self._played(batch)
         policies, policy_mask = _distributions(columns["search_policy"]), self._policy_mask(columns["observation"])
         observations = columns["observation"]
-        if learner.use_symmetries and self._game.symmetries:
-            views = SymmetricViews(self._game, batch.keys)
+        if len(self._symmetries) > 1:
+            views = SymmetricViews(self._symmetries, batch.keys)
             observations, actions = views.observations(observations), views.actions(actions)
             policies, policy_mask = views.per_action(policies), views.per_action(policy_mask)
         return TrainingBatch(

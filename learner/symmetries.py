@@ -1,5 +1,6 @@
 """Shows each drawn position as one of those that are the same by a symmetry of the game."""
 
+from collections.abc import Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -10,19 +11,24 @@ from zero.games.game import Game, Symmetry
 Element = TypeVar("Element", bound=np.generic)
 
 
+def all_symmetries(game: Game) -> tuple[Symmetry, ...]:
+    """Those that the game names, and the identity."""
+    size = int(np.prod(game.observation_spec.shape))
+    return (Symmetry(np.arange(size), np.arange(game.num_actions)), *game.symmetries)
+
+
 class SymmetricViews:
-    """A symmetry for each of B positions, every one of the game's and none at all equally likely.
+    """A symmetry for each of B positions, every one equally likely.
 
     Args:
-        game: names its symmetries.
+        symmetries: to choose from.
         keys: uint64 [B], of the positions; what is chosen is a function of them all, so that a learner that is restored
             goes on as if it had never stopped.
     """
 
-    def __init__(self, game: Game, keys: NDArray[np.uint64]) -> None:
-        symmetries = (_identity(game), *game.symmetries)
-        self._chosen = np.random.default_rng(keys).integers(0, len(symmetries), len(keys))
+    def __init__(self, symmetries: Sequence[Symmetry], keys: NDArray[np.uint64]) -> None:
         self._symmetries = symmetries
+        self._chosen = np.random.default_rng(keys).integers(0, len(symmetries), len(keys))
 
     def observations(self, observations: NDArray[np.generic]) -> NDArray[np.generic]:
         """Compact observations [B, L, *shape] under the symmetries."""
@@ -40,10 +46,3 @@ class SymmetricViews:
 
     def _taken(self, values: NDArray[Element], indices: list[NDArray[np.int64]]) -> NDArray[Element]:
         return np.take_along_axis(values, np.stack(indices)[self._chosen][:, None], axis=-1)
-
-
-def _identity(game: Game) -> Symmetry:
-    return Symmetry(
-        np.arange(int(np.prod(game.observation_spec.shape))),
-        np.arange(game.num_actions),
-    )

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from learner.learner import Learner
-from learner.symmetries import SymmetricViews
+from learner.symmetries import SymmetricViews, all_symmetries
 from zero.config import parse_config
 from zero.games.game import Game, States
 from zero.games.registry import make_game
@@ -40,7 +40,7 @@ def test_views_are_games_that_could_have_been_played(game: Game) -> None:
     states, nothing = positions(game), np.zeros((BATCH_SIZE, 0), np.int64)
     actions = random_actions(game, states, np.random.default_rng(1))
     after = game.step(states, actions, nothing).states
-    views = SymmetricViews(game, KEYS)
+    views = SymmetricViews(all_symmetries(game), KEYS)
     observations = np.stack([game.observation(states), game.observation(after)], axis=1)
     shown = views.observations(observations)
     shown_states = game.decode(shown[:, 0])
@@ -52,18 +52,9 @@ def test_views_are_games_that_could_have_been_played(game: Game) -> None:
     assert 0.3 < changed.mean() < 1
 
 
-def test_a_batch_shows_positions_with_their_policies(game: Game) -> None:
-    """The shown policy is that of the shown position: here one that tells the legal actions; values stay."""
-    states = positions(game)
-    legal = game.legal_action_mask(states)
-    columns = {
-        "observation": game.observation(states)[:, None],
-        "search_policy": (legal / legal.sum(-1, keepdims=True)).astype(np.float16)[:, None],
-        "reward": np.zeros((BATCH_SIZE, 3), np.float32),
-        "discount": np.ones((BATCH_SIZE, 3), np.float32),
-        "search_value": np.repeat(np.linspace(-1, 1, BATCH_SIZE, dtype=np.float32)[:, None], 3, axis=1),
-    }
-    drawn = SequenceBatch(
+def drawn(columns: dict[str, np.ndarray]) -> SequenceBatch:
+    """Windows in the middle of games."""
+    return SequenceBatch(
         columns,
         keys=KEYS,
         probabilities=np.full(BATCH_SIZE, 0.01),
@@ -72,19 +63,45 @@ def test_a_batch_shows_positions_with_their_policies(game: Game) -> None:
         terminated=np.zeros(BATCH_SIZE, np.bool_),
         table_size=100,
     )
+
+
+def test_a_batch_shows_positions_with_their_policies(game: Game) -> None:
+    """Position, policy and mask are under one symmetry, which no policy is the same under; values stay."""
+    states = positions(game)
+    legal = game.legal_action_mask(states)
+    policies = np.where(legal, np.random.default_rng(2).random(legal.shape), 0).astype(np.float32)
+    policies /= policies.sum(-1, keepdims=True)
+    batch = drawn(
+        {
+            "observation": game.observation(states)[:, None],
+            "search_policy": policies[:, None],
+            "reward": np.zeros((BATCH_SIZE, 3), np.float32),
+            "discount": np.ones((BATCH_SIZE, 3), np.float32),
+            "search_value": np.repeat(np.linspace(-1, 1, BATCH_SIZE, dtype=np.float32)[:, None], 3, axis=1),
+        }
+    )
     plain, shown = (
         Learner(
             parse_config("", [f"game.name={game.name}", "learner.td_steps=2", f"learner.use_symmetries={shown}"]),
             game,
             torch.device("cpu"),
-        ).prepare(drawn)
+        ).prepare(batch)
         for shown in ("false", "true")
     )
-    assert not torch.equal(plain.encoded, shown.encoded)
-    assert torch.equal(shown.target_policy > 0, shown.policy_mask)
-    encoded = {row.tobytes(): mask for row, mask in zip(shown.encoded.numpy(), shown.policy_mask.numpy(), strict=True)}
-    for row, mask in zip(plain.encoded.numpy(), plain.policy_mask.numpy(), strict=True):
-        assert np.array_equal(encoded.get(row.tobytes(), mask), mask)
+    observations = game.observation(states).reshape(BATCH_SIZE, -1)
+    as_they_are = 0
+    for row in range(BATCH_SIZE):
+        (symmetry,) = (
+            one
+            for one in all_symmetries(game)
+            if np.allclose(policies[row, one.actions], shown.target_policy[row, 0].numpy())
+        )
+        image = observations[row, symmetry.observation].reshape(1, *game.observation_spec.shape)
+        assert np.array_equal(shown.encoded[row].numpy(), game.encode(image)[0])
+        assert np.array_equal(shown.policy_mask[row, 0].numpy(), legal[row, symmetry.actions])
+        as_they_are += np.array_equal(symmetry.actions, np.arange(game.num_actions))
+    assert 0 < as_they_are < BATCH_SIZE
+    assert np.array_equal(plain.encoded.numpy(), game.encode(game.observation(states)))
     assert torch.equal(plain.target_value, shown.target_value)
 
 
@@ -105,7 +122,7 @@ def test_a_batch_shows_what_was_played_from_there_on_alike(game: Game) -> None:
             "learner.consistency_loss_weight=1",
         ],
     )
-    drawn = SequenceBatch(
+    sequences = drawn(
         {
             "observation": observations,
             "action": actions[:, None].astype(np.uint16),
@@ -113,15 +130,12 @@ def test_a_batch_shows_what_was_played_from_there_on_alike(game: Game) -> None:
             "reward": np.zeros((BATCH_SIZE, 4), np.float32),
             "discount": np.ones((BATCH_SIZE, 4), np.float32),
             "search_value": np.zeros((BATCH_SIZE, 4), np.float32),
-        },
-        keys=KEYS,
-        probabilities=np.full(BATCH_SIZE, 0.01),
-        lengths=np.full(BATCH_SIZE, 9, np.int32),
-        weights_versions=np.ones(BATCH_SIZE, np.uint64),
-        terminated=np.zeros(BATCH_SIZE, np.bool_),
-        table_size=100,
+        }
     )
-    batch, views = Learner(config, game, torch.device("cpu")).prepare(drawn), SymmetricViews(game, KEYS)
+    batch, views = (
+        Learner(config, game, torch.device("cpu")).prepare(sequences),
+        SymmetricViews(all_symmetries(game), KEYS),
+    )
     shown = views.observations(observations)
     assert np.array_equal(batch.encoded.numpy(), game.encode(shown[:, 0]))
     assert batch.encoded_later is not None
@@ -132,8 +146,8 @@ def test_a_batch_shows_what_was_played_from_there_on_alike(game: Game) -> None:
 
 def test_what_is_shown_follows_from_the_batch(game: Game) -> None:
     """A learner that is restored sees the same as one that never stopped; another batch is shown otherwise."""
-    first, again = SymmetricViews(game, KEYS), SymmetricViews(game, KEYS)
-    other = SymmetricViews(game, KEYS + np.uint64(1))
+    first, again = SymmetricViews(all_symmetries(game), KEYS), SymmetricViews(all_symmetries(game), KEYS)
+    other = SymmetricViews(all_symmetries(game), KEYS + np.uint64(1))
     actions = np.zeros((BATCH_SIZE, 1), np.int64)
     assert np.array_equal(first.actions(actions), again.actions(actions))
     assert not np.array_equal(first.actions(actions), other.actions(actions))
