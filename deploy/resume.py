@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import JsonValue
 
@@ -13,6 +14,9 @@ from deploy.experiment_files import load_experiment
 from deploy.run_folder import RunFolder, create_run_folder, locked
 from deploy.run_records import ConfigChange, RunRecord, RunState
 from zero.config import ExperimentConfig, differences
+
+if TYPE_CHECKING:
+    from learner.checkpoint import Checkpoint
 
 LATEST = "latest"
 _STEP = "step-"
@@ -152,8 +156,8 @@ def find_checkpoint(text: str, root: Path) -> tuple[RunFolder, int | None]:
     return find_run(text, root), None
 
 
-def checkpoint_folder(folder: RunFolder, step: int) -> Path:
-    """The folder of a checkpoint.
+def saved_checkpoint(folder: RunFolder, step: int) -> "tuple[Path, Checkpoint]":
+    """A checkpoint, and the folder that it is in.
 
     Raises:
         DeployError: there is none of that step, or it is damaged.
@@ -165,10 +169,10 @@ def checkpoint_folder(folder: RunFolder, step: int) -> Path:
         there = ", ".join(str(one) for one in folder.steps()) or "none"
         raise DeployError(f"{folder.path} has no checkpoint of step {step}; there are: {there}", BAD_INPUT)
     try:
-        read_checkpoint(path)
+        checkpoint, _ = read_checkpoint(path)
     except CheckpointError as error:
         raise DeployError(str(error), BAD_INPUT) from None
-    return path
+    return path, checkpoint
 
 
 def changes_of(
@@ -209,7 +213,7 @@ def _go_on(
     newest = folder.newest_step()
     intact, damage = _start(folder, step, request)
     if step is not None:
-        checkpoint_folder(folder, step)
+        saved_checkpoint(folder, step)
     changes = changes_of(folder.record().config, wanted, request.allowed, str(folder.path))
     check(wanted)
     notes = [f"goes on from training step {intact:,}" if intact is not None else "begins: it has no checkpoint"]

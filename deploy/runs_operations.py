@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from deploy.errors import BAD_INPUT, FAILED, DeployError
-from deploy.resume import changes_of, checkpoint_folder
+from deploy.resume import changes_of, saved_checkpoint
 from deploy.roles import check_experiment
 from deploy.run_folder import RunFolder, create_run_folder, locked
 from deploy.run_records import Parent
@@ -28,8 +28,6 @@ def fork_run(folder: RunFolder, to: Path, step: int | None, overrides: Sequence[
     Raises:
         DeployError: no such checkpoint, a setting that cannot change, a run at work, or a folder that cannot be made.
     """
-    from learner.checkpoint import read_checkpoint  # noqa: PLC0415 - imports torch
-
     step = folder.newest_step() if step is None else step
     if step is None:
         raise DeployError(f"{folder.path} has no checkpoint yet: there is nothing to fork from", BAD_INPUT)
@@ -39,7 +37,7 @@ def fork_run(folder: RunFolder, to: Path, step: int | None, overrides: Sequence[
     changes_of(saved, config, differences(saved, config.model_dump(mode="json")), str(folder.path))
     check_experiment(config)
     with locked(folder):
-        checkpoint = checkpoint_folder(folder, step)
+        path, checkpoint = saved_checkpoint(folder, step)
         record = folder.record()
         if not folder.replay.exists():
             raise DeployError(
@@ -49,7 +47,7 @@ def fork_run(folder: RunFolder, to: Path, step: int | None, overrides: Sequence[
         fork = create_run_folder(to)
         try:
             shutil.copytree(folder.replay, fork.replay, ignore=shutil.ignore_patterns("*.lock", "*.pid", "*.sock"))
-            shutil.copytree(checkpoint, fork.checkpoints / checkpoint.name)
+            shutil.copytree(path, fork.checkpoints / path.name)
             sessions = record.sessions[-1].seeds.session + 1 if record.sessions else 0
             parent = Parent(
                 run_id=record.run_id,
@@ -59,7 +57,7 @@ def fork_run(folder: RunFolder, to: Path, step: int | None, overrides: Sequence[
                 replay_id=folder.replay_id(),
             )
             fork.begin(config, record.application, parent)
-            fork.begin_statistics(read_checkpoint(checkpoint)[0].statistics)
+            fork.begin_statistics(checkpoint.statistics)
         except OSError as error:
             shutil.rmtree(fork.path, ignore_errors=True)
             raise DeployError(f"cannot fork into {fork.path}: {error.strerror or error}") from None

@@ -26,6 +26,7 @@ from threading import Event
 import numpy as np
 import ray
 import torch
+from positions import observations_of_play
 from ray import serve
 
 from actors.actor import SearchFactory
@@ -41,7 +42,6 @@ from deploy.serving import MAX_ONGOING_REQUESTS, AgentReplica, ServeOptions
 from replay_server.client import ReplayClient
 from zero.config import ExperimentConfig
 from zero.games.game import Game
-from zero.games.random_play import random_legal_actions
 from zero.games.registry import make_game
 from zero.networks.inference import fastest_dtype, make_inference
 from zero.networks.make_network import make_network
@@ -51,7 +51,6 @@ from zero.wire.leaves import pack_observations, unpack_evaluation
 
 LEAVES = (1, 16, 64, 128, 256, 1024)
 CALLERS = (1, 2, 4)
-MOVES = 6
 
 Evaluate = Callable[[np.ndarray], object]
 
@@ -62,17 +61,6 @@ class WithHandle(AgentReplica):
     async def evaluate(self, body: bytes) -> bytes:
         """The body of the answer to POST /evaluate."""
         return (await self._http.answer("POST", "/evaluate", body)).body
-
-
-def observations(game: Game, count: int) -> np.ndarray:
-    """Positions some random moves after the start."""
-    rng = np.random.default_rng(0)
-    states = game.initial(game.draw_chance(rng, count))
-    for _ in range(MOVES):
-        actions = random_legal_actions(game.legal_action_mask(states), rng.random(count))
-        after = game.step(states, actions, game.draw_chance(rng, count)).states
-        states = np.where(game.terminated(after)[:, None], states, after)
-    return game.observation(states)
 
 
 def free_port() -> int:
@@ -187,7 +175,7 @@ def measure(config: ExperimentConfig, game: Game, url: str, handle: object, seco
     local = make_inference(network, fastest_dtype(network, 64, time.perf_counter))
     print(f"{'way':>8} {'leaves':>7} {'callers':>8} {'leaves/s':>10} {'p50 ms':>8} {'p99 ms':>8}")
     for count in LEAVES:
-        leaves = observations(game, count)
+        leaves = observations_of_play(game, count)
 
         def by_handle(sent: np.ndarray) -> object:
             answer = handle.evaluate.remote(pack_observations(sent)).result()  # type: ignore[attr-defined]

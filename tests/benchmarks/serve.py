@@ -20,19 +20,17 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+from positions import observations_of_play
 
 from deploy.experiment_files import load_experiment
 from deploy.run_folder import RunFolder, open_or_create_run_folder
 from learner.checkpoint import Checkpoint, CheckpointStore
-from zero.games.game import Game
-from zero.games.random_play import random_legal_actions
 from zero.games.registry import make_game
 from zero.networks.make_network import make_network
 from zero.networks.weights import weights_to_bytes
 
 POSITIONS = (1, 4, 16, 64, 256)
 CLIENTS = (1, 4, 16)
-MOVES = 6
 
 
 def fresh_run(path: Path) -> RunFolder:
@@ -42,17 +40,6 @@ def fresh_run(path: Path) -> RunFolder:
     weights = weights_to_bytes(make_network(make_game(config.game.name, {}), config.network, 0))
     CheckpointStore(folder.checkpoints).save(Checkpoint(0, weights, {}), config)
     return folder
-
-
-def observations(game: Game, count: int) -> list[object]:
-    """Positions some random moves after the start."""
-    rng = np.random.default_rng(0)
-    states = game.initial(game.draw_chance(rng, count))
-    for _ in range(MOVES):
-        actions = random_legal_actions(game.legal_action_mask(states), rng.random(count))
-        after = game.step(states, actions, game.draw_chance(rng, count)).states
-        states = np.where(game.terminated(after)[:, None], states, after)
-    return game.observation(states).tolist()
 
 
 def latencies(address: str, body: bytes, deadline: float) -> list[float]:
@@ -89,7 +76,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = RunFolder(options.run.absolute()) if options.run else fresh_run(Path(temporary) / "run")
         config = folder.config()
-        sent = observations(make_game(config.game.name, config.game.options), max(POSITIONS))
+        game = make_game(config.game.name, config.game.options)
+        sent = observations_of_play(game, max(POSITIONS)).tolist()
         command = [
             str(Path(sys.executable).with_name("zero")),
             *("serve", str(folder.path), "--port=0", "--weights=latest"),
