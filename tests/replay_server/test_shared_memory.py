@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 
@@ -66,7 +67,10 @@ def is_shared(batch: SequenceBatch) -> bool:
 def mapped(pid: int | str = "self") -> set[str]:
     """The names of the files of ours that a process has mapped or open."""
     folder = Path("/proc") / str(pid)
-    links = [str(file.readlink()) for file in (folder / "fd").iterdir() if file.is_symlink()]
+    links: list[str] = []
+    for file in (folder / "fd").iterdir():
+        with suppress(FileNotFoundError):  # closed meanwhile, by any thread of the process
+            links.append(str(file.readlink()))
     return set(re.findall(r"zero-[0-9a-f]{32}", "\n".join([(folder / "maps").read_text(), *links])))
 
 
